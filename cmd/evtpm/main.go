@@ -1,0 +1,120 @@
+// Command evtpm launches confidential VMs with ephemeral vTPMs, says beforehand
+// what the hardware must measure, and proves afterwards, from evidence alone,
+// that the VM came up that way.
+//
+// The command parses, calls and prints; everything else lives in the packages
+// beside it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// version is set at link time.
+var version = "dev"
+
+// exitInterrupted is the exit code after Ctrl-C or SIGTERM.
+const exitInterrupted = 130
+
+func main() { os.Exit(run()) }
+
+// run is main without os.Exit, so that tests can call it.
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	u := newUI()
+	err := newApp(u).RunContext(ctx, os.Args)
+	var silent errSilent
+	if err != nil && !errors.As(err, &silent) {
+		u.fail(err)
+	}
+	if ctx.Err() != nil && err != nil {
+		return exitInterrupted
+	}
+	return exitCode(err)
+}
+
+func newApp(u *ui) *cli.App {
+	app := &cli.App{
+		Name:                 "evtpm",
+		Usage:                "launch, measure and attest confidential VMs with ephemeral vTPMs",
+		Version:              version,
+		Reader:               u.in,
+		Writer:               u.out,
+		ErrWriter:            u.err,
+		EnableBashCompletion: true,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print nothing for people; the exit code says it all", Destination: &u.quiet},
+		},
+		Commands: commands(u),
+		// The library would exit by itself, and explain usage on stdout.
+		ExitErrHandler: func(*cli.Context, error) {},
+		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return err },
+		CommandNotFound: func(c *cli.Context, name string) {
+			u.fail(fmt.Errorf("unknown command %q; see evtpm --help", name))
+		},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return fmt.Errorf("unknown command %q; see evtpm --help", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+	for _, c := range app.Commands {
+		prepare(c)
+	}
+	return app
+}
+
+// prepare gives a command and its subcommands the behaviour that the library
+// lacks: usage errors as errors, and no flag swallowed as an argument because it
+// came after one.
+func prepare(c *cli.Command) {
+	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return err }
+	if action := c.Action; action != nil {
+		c.Action = func(ctx *cli.Context) error {
+			if err := flagsFirst(ctx); err != nil {
+				return err
+			}
+			return action(ctx)
+		}
+	} else if len(c.Subcommands) > 0 {
+		c.Action = func(ctx *cli.Context) error {
+			if ctx.Args().Present() {
+				return fmt.Errorf("unknown command %q; see evtpm %s --help", ctx.Args().First(), c.Name)
+			}
+			return cli.ShowSubcommandHelp(ctx)
+		}
+	}
+	for _, sub := range c.Subcommands {
+		prepare(sub)
+	}
+}
+
+// flagsFirst refuses flags after the first argument: the library would take
+// them as arguments, silently.
+func flagsFirst(c *cli.Context) error {
+	for _, a := range c.Args().Slice() {
+		if strings.HasPrefix(a, "-") && a != "-" {
+			return fmt.Errorf("flag %q after an argument: flags come before arguments", a)
+		}
+	}
+	return nil
+}
+
+// oneArg returns the single argument of a command, or says what is missing.
+func oneArg(c *cli.Context, what string) (string, error) {
+	if n := c.NArg(); n != 1 {
+		return "", fmt.Errorf("%s: found %d arguments, expected one: %s", c.Command.HelpName, n, what)
+	}
+	return c.Args().First(), nil
+}
+

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/evtpm/evtpm/attest"
+)
+
+// UI rules.
+//
+// Standard output carries data only: what a program would read. Everything for
+// people goes to standard error, in lower case, without a full stop, with an
+// "evtpm:" prefix. With -q only the exit code speaks. Text that came from a
+// guest, a file or a network is quoted, so that it can neither move the cursor
+// nor look like ours.
+
+// ui is where a command's output goes. Commands print through it alone.
+type ui struct {
+	in       io.Reader
+	out, err io.Writer
+	quiet    bool
+	getenv   func(string) string
+}
+
+func newUI() *ui {
+	return &ui{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv}
+}
+
+// data prints a line for programs.
+func (u *ui) data(format string, args ...any) { fmt.Fprintf(u.out, format+"\n", args...) }
+
+// json prints v as an indented JSON document for programs.
+func (u *ui) json(v any) error {
+	enc := json.NewEncoder(u.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// say prints a line for people.
+func (u *ui) say(format string, args ...any) {
+	if !u.quiet {
+		fmt.Fprintf(u.err, format+"\n", args...)
+	}
+}
+
+// warn prints a warning for people.
+func (u *ui) warn(format string, args ...any) {
+	if !u.quiet {
+		fmt.Fprintf(u.err, "evtpm: warning: "+format+"\n", args...)
+	}
+}
+
+// fail prints an error, one line an error of a joined one.
+func (u *ui) fail(err error) {
+	if u.quiet {
+		return
+	}
+	var joined interface{ Unwrap() []error }
+	if errors.As(err, &joined) && err.Error() == errors.Join(joined.Unwrap()...).Error() {
+		for _, e := range joined.Unwrap() {
+			u.fail(e)
+		}
+		return
+	}
+	fmt.Fprintf(u.err, "evtpm: error: %v\n", err)
+}
+
+// classError gives an error the exit code of its class.
+type classError struct {
+	class attest.Class
+	err   error
+}
+
+func (e *classError) Error() string { return e.err.Error() }
+func (e *classError) Unwrap() error { return e.err }
+
+// ExitCode is the process's exit code.
+func (e *classError) ExitCode() int { return int(e.class) }
+
+// withClass wraps err so that the process ends with the class's number.
+func withClass(class attest.Class, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &classError{class: class, err: err}
+}
+
+// errSilent ends the process with a code, everything having been said.
+type errSilent int
+
+func (e errSilent) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// ExitCode is the process's exit code.
+func (e errSilent) ExitCode() int { return int(e) }
+
+// exitCode finds the exit code of an error: the one that it carries, or 1.
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	var coded interface{ ExitCode() int }
+	if errors.As(err, &coded) {
+		return coded.ExitCode()
+	}
+	return int(attest.ClassMisuse)
+}
