@@ -41,6 +41,17 @@ func (t PageType) String() string {
 	return "invalid"
 }
 
+// A Mode is the generation of SEV that a launch uses. Its text form is
+// sev-snp-measure's.
+type Mode string
+
+// Modes of a launch.
+const (
+	ModeSNP   Mode = "snp"   // SHA-384 chain over page type, address and contents
+	ModeSEVES Mode = "seves" // SHA-256 over the contents, then the VMSAs
+	ModeSEV   Mode = "sev"   // SHA-256 over the contents
+)
+
 // A Step is one run of pages of one type given to the AMD-SP: Size bytes at
 // GPA. A run of n pages is folded as n LAUNCH_UPDATEs in ascending order.
 type Step struct {
@@ -49,7 +60,8 @@ type Step struct {
 	// GPA is the guest-physical address of the first page, 4 KiB aligned.
 	GPA uint64
 
-	// Size in bytes, a multiple of PageSize, not zero.
+	// Size in bytes, a multiple of PageSize, not zero. (In a sequence of SEV or
+	// SEV-ES a multiple of 16, as LAUNCH_UPDATE_DATA takes it.)
 	Size uint64
 
 	// Data holds the contents of PageNormal and PageVMSA steps: exactly Size
@@ -70,6 +82,9 @@ type Step struct {
 // the one way to a digest: ovmf and svsmimg make one from an image, the fold,
 // the memory map, the trace, the diff and the simulated AMD-SP read it.
 type Sequence struct {
+	// Mode says whose rules fold the sequence; empty is [ModeSNP].
+	Mode Mode
+
 	// Start is the digest that the fold starts from. Zero for a whole launch;
 	// otherwise a digest of steps that are not listed (a precomputed firmware
 	// hash).
