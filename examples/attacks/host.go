@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/evtpm/evtpm/measure"
+)
+
+// The malicious host: a program in the place of QEMU that changes the command
+// line which it was given, then becomes QEMU. Plans and golden values were made
+// before it runs, as they are when a tenant made them.
+
+// A hostAttack is what the program in QEMU's place does. Its fields are read
+// from the wrapper's own command line.
+type hostAttack struct {
+	qemu string // the real QEMU
+	dir  string // the attack's private folder
+
+	firmware string // file to load instead of the planned firmware; "flip" flips one bit of it
+	kernel   string // likewise
+	initrd   string // likewise
+	cmdline  string // instead of the planned one
+	hashes   bool   // recompute the kernel hashes page for what is really loaded
+
+	wire    string // tamper to run on the agent's socket
+	wireArg string
+	wireTo  string // relay to the agent of this socket instead
+
+	tpm string // control socket of another TPM
+}
+
+// become changes argv as the attack says, starts what must run beside it, and
+// replaces this process by QEMU.
+func (h *hostAttack) become(argv []string) error {
+	if err := h.swapFiles(argv); err != nil {
+		return err
+	}
+	for i, a := range argv {
+		switch {
+		case h.wire != "" && strings.Contains(a, "/agent.sock"):
+			listen := option(a, "path")
+			real := filepath.Join(h.dir, "real.sock")
+			argv[i] = strings.Replace(a, "path="+listen, "path="+real, 1)
+			if h.wireTo != "" {
+				real = h.wireTo
+			}
+			if err := startWire(listen, real, h.wire, h.wireArg); err != nil {
+				return err
+			}
+		case h.tpm != "" && i > 0 && argv[i-1] == "-chardev" && strings.HasPrefix(a, "socket,id=tpm"):
+			argv[i] = strings.Replace(a, "path="+option(a, "path"), "path="+h.tpm, 1)
+		}
+	}
+	return syscall.Exec(h.qemu, append([]string{"qemu-system-x86_64"}, argv...), os.Environ())
+}
+
+// option returns the value of name in a QEMU option string without doubled
+// commas.
+func option(s, name string) string {
+	for part := range strings.SplitSeq(s, ",") {
+		if v, ok := strings.CutPrefix(part, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// startWire runs this program as the wire between verifier and guest.
+func startWire(listen, real, name, arg string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self, "wire", listen, real, name, arg)
+	cmd.Stderr = os.Stderr
+	return cmd.Start()
+}
+
+func (h *hostAttack) swapFiles(argv []string) error {
+	var kernel, initrd string
+	cmdline := ""
+	loader := -1
+	for i := 0; i+1 < len(argv); i++ {
+		var err error
+		switch argv[i] {
+		case "-bios":
+			argv[i+1], err = h.swap("firmware", argv[i+1], h.firmware)
+		case "-kernel":
+			argv[i+1], err = h.swap("kernel", argv[i+1], h.kernel)
+			kernel = argv[i+1]
+		case "-initrd":
+			argv[i+1], err = h.swap("initrd", argv[i+1], h.initrd)
+			initrd = argv[i+1]
+		case "-append":
+			if h.cmdline != "" {
+				argv[i+1] = h.cmdline
+			}
+			cmdline = argv[i+1]
+		case "-device":
+			if strings.HasPrefix(argv[i+1], "loader,") {
+				loader = i + 1
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !h.hashes {
+		return nil
+	}
+	if loader < 0 {
+		return fmt.Errorf("no kernel hashes page on QEMU's command line")
+	}
+	return h.swapHashes(&argv[loader], kernel, initrd, cmdline)
+}
+
+// swap returns the file that QEMU shall load in place of path.
+func (h *hostAttack) swap(what, path, instead string) (string, error) {
+	switch instead {
+	case "":
+		return path, nil
+	case "flip":
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		data[flipAt(what, data)] ^= 1
+		out := filepath.Join(h.dir, what)
+		return out, os.WriteFile(out, data, 0o600)
+	}
+	return instead, nil
+}
+
+// flipAt chooses a byte that changes what is measured and not what runs: the
+// first byte of the firmware image that is neither code nor table (the zero
+// vector of its first volume), the last byte of anything else (padding after a
+// kernel's sections, the trailer of an initramfs).
+func flipAt(what string, data []byte) int {
+	if what == "firmware" {
+		return 0
+	}
+	return len(data) - 1
+}
+
+// swapHashes replaces the kernel hashes page that QEMU was to load by one for
+// the files it will really load: what a host does that wants the firmware to
+// accept its kernel.
+func (h *hostAttack) swapHashes(loader *string, kernel, initrd, cmdline string) error {
+	page, err := os.ReadFile(option(*loader, "file"))
+	if err != nil {
+		return err
+	}
+	hashes := new(measure.KernelHashes)
+	for _, f := range []struct {
+		path string
+		sum  *[32]byte
+	}{{kernel, &hashes.Kernel}, {initrd, &hashes.Initrd}} {
+		data, err := os.ReadFile(f.path)
+		if err != nil {
+			return err
+		}
+		*f.sum = sha256.Sum256(data)
+	}
+	if hashes.Cmdline, err = measure.HashCmdline(cmdline); err != nil {
+		return err
+	}
+	table := hashes.Table()
+	at := bytes.Index(page, table[:16]) // the table's GUID
+	if at < 0 {
+		return fmt.Errorf("no kernel hashes table in %s", option(*loader, "file"))
+	}
+	copy(page[at:], table)
+	out := filepath.Join(h.dir, "hashes")
+	*loader = strings.Replace(*loader, "file="+option(*loader, "file"), "file="+out, 1)
+	return os.WriteFile(out, page, 0o600)
+}
