@@ -168,6 +168,9 @@ func (img *Image) sevSequence(o LaunchOptions) (*measure.Sequence, error) {
 // HashesPage returns the page that QEMU puts into the SNP_KERNEL_HASHES
 // section: zeros, and the table where the firmware looks for it.
 func (img *Image) HashesPage(h *measure.KernelHashes) (gpa uint64, page []byte, err error) {
+	if err := img.CheckSNP(); err != nil {
+		return 0, nil, err
+	}
 	if err := img.CheckKernelHashes(measure.ModeSNP); err != nil {
 		return 0, nil, err
 	}
