@@ -70,9 +70,9 @@ type Spec struct {
 	Hugepages   string `json:"hugepages,omitempty" enum:"2M,1G" doc:"Back the memory with huge pages of this size. Absent: ordinary pages."`
 	HostProfile string `json:"host_profile,omitempty" enum:"kvm,kvm-bsp,kvm-direct" default:"kvm" doc:"How the host's KVM measures vCPUs: part of the launch digest."`
 
-	Policy   Policy             `json:"policy,omitzero" kind:"policy" doc:"Guest policy: a number such as 0x30000, or named bits. Default 0x30000: SMT allowed, no debugging, no migration."`
-	HostData measure.HexBytes   `json:"host_data,omitempty" kind:"bytes" size:"32" doc:"HOST_DATA of the report: 32 bytes in hex or base64. Absent: zeros."`
-	IDBlock  *IDBlock           `json:"id_block,omitempty" doc:"ID block: the AMD-SP refuses to start anything else than the launch it names."`
+	Policy   Policy           `json:"policy,omitzero" kind:"policy" doc:"Guest policy: a number such as 0x30000, or named bits. Default 0x30000: SMT allowed, no debugging, no migration."`
+	HostData measure.HexBytes `json:"host_data,omitempty" kind:"bytes" size:"32" doc:"HOST_DATA of the report: 32 bytes in hex or base64. Absent: zeros."`
+	IDBlock  *IDBlock         `json:"id_block,omitempty" doc:"ID block: the AMD-SP refuses to start anything else than the launch it names."`
 
 	VTPM VTPM `json:"vtpm,omitzero" doc:"How the vTPM is attested."`
 	Sim  *Sim `json:"sim,omitempty" doc:"What platform sim simulates."`
@@ -109,9 +109,8 @@ type Firmware struct {
 
 // SVSM is an image that holds an SVSM and its firmware.
 type SVSM struct {
-	Image string `json:"image,omitempty" kind:"path" required:"true" doc:"IGVM file."`
-	// DevicePlane and the others are options of COCONUT's QEMU.
-	DevicePlane bool `json:"device_plane,omitempty" doc:"Give the SVSM its devices in a plane of its own: machine options that only COCONUT's QEMU has."`
+	Image       string `json:"image,omitempty" kind:"path" required:"true" doc:"IGVM file."`
+	DevicePlane bool   `json:"device_plane,omitempty" doc:"Give the SVSM its devices in a plane of its own: machine options that only COCONUT's QEMU has."`
 }
 
 // CPU describes the vCPUs.
@@ -155,11 +154,10 @@ type Disk struct {
 
 // Network is a virtio network card.
 type Network struct {
-	Type   string `json:"type,omitempty" enum:"user,bridge,tap" required:"true" doc:"user: QEMU's own network, no rights needed. bridge: a bridge of the host. tap: an existing tap device."`
-	Bridge string `json:"bridge,omitempty" kind:"interface" doc:"The bridge, for type bridge."`
-	Device string `json:"device,omitempty" kind:"interface" doc:"The tap device, for type tap."`
-	MAC    string `json:"mac,omitempty" pattern:"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$" doc:"MAC address, lower-case, unicast. Absent: QEMU's default."`
-	// Forwards are for type user.
+	Type     string    `json:"type,omitempty" enum:"user,bridge,tap" required:"true" doc:"user: QEMU's own network, no rights needed. bridge: a bridge of the host. tap: an existing tap device."`
+	Bridge   string    `json:"bridge,omitempty" kind:"interface" doc:"The bridge, for type bridge."`
+	Device   string    `json:"device,omitempty" kind:"interface" doc:"The tap device, for type tap."`
+	MAC      string    `json:"mac,omitempty" pattern:"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$" doc:"MAC address, lower-case, unicast. Absent: QEMU's default."`
 	Forwards []Forward `json:"forwards,omitempty" doc:"Ports of the host that lead into the guest, for type user."`
 }
 
