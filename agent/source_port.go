@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/evtpm/evtpm/attest/evidence"
+)
+
+// svsmTimeout bounds one request to the simulated SVSM.
+const svsmTimeout = 20 * time.Second
+
+// SVSM attestation protocol calls (AMD 58019, chapter 7).
+const (
+	callServices      = 0 // SVSM_ATTEST_SERVICES
+	callSingleService = 1 // SVSM_ATTEST_SINGLE_SERVICE
+)
+
+// SVSMPort returns the source that asks the simulated platform's SVSM. present
+// says whether this guest has its port; dial opens a connection for one request.
+func SVSMPort(present func() bool, dial func(context.Context) (net.Conn, error)) Source {
+	return &svsmPort{present: present, dial: dial}
+}
+
+type svsmPort struct {
+	present func() bool
+	dial    func(context.Context) (net.Conn, error)
+}
+
+func (p *svsmPort) Bindings() []string {
+	if !p.present() {
+		return nil
+	}
+	return svsmBindings()
+}
+
+func (p *svsmPort) Attest(ctx context.Context, binding string, nonce []byte) (*Attestation, error) {
+	req := evidence.SVSMAttest{Call: callServices, Nonce: nonce}
+	if binding == evidence.BindingSVSM {
+		req.Call, req.GUID = callSingleService, vtpmServiceWire[:]
+	}
+	payload, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("simulated SVSM: %w", err)
+	}
+	conn, err := p.dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("simulated SVSM: %w", err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := conn.SetDeadline(time.Now().Add(svsmTimeout)); err != nil {
+		return nil, fmt.Errorf("simulated SVSM: %w", err)
+	}
+	if err := evidence.WriteFrame(conn, evidence.FrameSVSMAttest, payload); err != nil {
+		return nil, fmt.Errorf("simulated SVSM: %w", err)
+	}
+	t, payload, err := evidence.ReadFrame(conn, 0)
+	if err != nil {
+		return nil, fmt.Errorf("simulated SVSM: %w", err)
+	}
+	switch t {
+	case evidence.FrameSVSMAttestResult:
+		var r evidence.SVSMAttestResult
+		if err := decode(payload, &r); err != nil {
+			return nil, fmt.Errorf("simulated SVSM: %w", err)
+		}
+		return &Attestation{Report: r.Report, Manifest: r.Manifest, Certificates: r.Certificates}, nil
+	case evidence.FrameError:
+		var f evidence.Failure
+		if err := decode(payload, &f); err != nil {
+			return nil, fmt.Errorf("simulated SVSM: %w", err)
+		}
+		return nil, errors.New("simulated SVSM: " + f.Message)
+	}
+	return nil, fmt.Errorf("simulated SVSM: frame type %d, expected %d", t, evidence.FrameSVSMAttestResult)
+}
