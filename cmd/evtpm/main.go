@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -31,7 +30,8 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	u := newUI()
-	err := newApp(u).RunContext(ctx, os.Args)
+	app := newApp(u)
+	err := app.RunContext(ctx, flagsFirst(app, os.Args))
 	var silent errSilent
 	if err != nil && !errors.As(err, &silent) {
 		u.fail(err)
@@ -75,18 +75,10 @@ func newApp(u *ui) *cli.App {
 }
 
 // prepare gives a command and its subcommands the behaviour that the library
-// lacks: usage errors as errors, and no flag swallowed as an argument because it
-// came after one.
+// lacks: usage errors as errors, and unknown subcommands too.
 func prepare(c *cli.Command) {
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return err }
-	if action := c.Action; action != nil {
-		c.Action = func(ctx *cli.Context) error {
-			if err := flagsFirst(ctx); err != nil {
-				return err
-			}
-			return action(ctx)
-		}
-	} else if len(c.Subcommands) > 0 {
+	if c.Action == nil && len(c.Subcommands) > 0 {
 		c.Action = func(ctx *cli.Context) error {
 			if ctx.Args().Present() {
 				return fmt.Errorf("unknown command %q; see evtpm %s --help", ctx.Args().First(), c.Name)
@@ -99,17 +91,6 @@ func prepare(c *cli.Command) {
 	}
 }
 
-// flagsFirst refuses flags after the first argument: the library would take
-// them as arguments, silently.
-func flagsFirst(c *cli.Context) error {
-	for _, a := range c.Args().Slice() {
-		if strings.HasPrefix(a, "-") && a != "-" {
-			return fmt.Errorf("flag %q after an argument: flags come before arguments", a)
-		}
-	}
-	return nil
-}
-
 // oneArg returns the single argument of a command, or says what is missing.
 func oneArg(c *cli.Context, what string) (string, error) {
 	if n := c.NArg(); n != 1 {
@@ -117,4 +98,3 @@ func oneArg(c *cli.Context, what string) (string, error) {
 	}
 	return c.Args().First(), nil
 }
-

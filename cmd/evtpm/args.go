@@ -1,0 +1,70 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// flagsFirst moves the flags of a command before its arguments, as the library
+// wants them: "verify FILE --golden G" means "verify --golden G FILE". What
+// follows "--" stays where it is. args[0] is the program's name.
+func flagsFirst(app *cli.App, args []string) []string {
+	if len(args) == 0 {
+		return args
+	}
+	commands, flags := app.Commands, app.Flags
+	out := args[:1:1]
+	var moved, rest []string
+	for i := 1; i < len(args); i++ {
+		a := args[i]
+		switch {
+		case a == "--":
+			rest = append(rest, args[i:]...)
+			i = len(args)
+		case strings.HasPrefix(a, "-") && a != "-":
+			moved = append(moved, a)
+			name, _, hasValue := strings.Cut(strings.TrimLeft(a, "-"), "=")
+			if !hasValue && takesValue(flags, name) && i+1 < len(args) {
+				i++
+				moved = append(moved, args[i])
+			}
+		default:
+			if c := find(commands, a); c != nil && len(rest) == 0 {
+				out = append(append(out, moved...), a)
+				moved = nil
+				commands, flags = c.Subcommands, c.Flags
+				continue
+			}
+			if len(out) == 1 {
+				return args // no command of ours: nothing is known of its flags
+			}
+			commands = nil // "evtpm ovmf inspect measure" names a file
+			rest = append(rest, a)
+		}
+	}
+	return append(append(out, moved...), rest...)
+}
+
+func find(commands []*cli.Command, name string) *cli.Command {
+	for _, c := range commands {
+		if c.HasName(name) {
+			return c
+		}
+	}
+	return nil
+}
+
+// takesValue reports whether a flag is followed by its value.
+func takesValue(flags []cli.Flag, name string) bool {
+	for _, f := range flags {
+		for _, n := range f.Names() {
+			if n != name {
+				continue
+			}
+			d, ok := f.(cli.DocGenerationFlag)
+			return ok && d.TakesValue()
+		}
+	}
+	return false
+}

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/urfave/cli/v2"
+)
+
+func TestFlagsFirst(t *testing.T) {
+	app := &cli.App{
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}}},
+		Commands: []*cli.Command{
+			{Name: "verify", Flags: []cli.Flag{&cli.StringFlag{Name: "golden"}, &cli.StringSliceFlag{Name: "ca"}, &cli.BoolFlag{Name: "trust-sim"}}},
+			{Name: "ovmf", Subcommands: []*cli.Command{{Name: "inspect", Flags: []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}}}}}},
+		},
+	}
+	for in, want := range map[string]string{
+		"":                                   "",
+		"--version":                          "--version",
+		"-q verify E":                        "-q verify E",
+		"verify E --golden G":                "verify --golden G E",
+		"verify E --golden=G --trust-sim":    "verify --golden=G --trust-sim E",
+		"verify --trust-sim E --ca a --ca b": "verify --trust-sim --ca a --ca b E",
+		"verify - --golden G":                "verify --golden G -",
+		"verify E -- --golden":               "verify E -- --golden",
+		"verify E --golden":                  "verify --golden E",
+		"verify E --nosuch X":                "verify --nosuch E X",
+		"verify --golden -- E":               "verify --golden -- E",
+		"ovmf inspect F -o json":             "ovmf inspect -o json F",
+		"ovmf -q inspect F":                  "ovmf -q inspect F",
+		"ovmf inspect ovmf -o json":          "ovmf inspect -o json ovmf",
+		"nosuch --golden G":                  "nosuch --golden G",
+	} {
+		got := strings.Join(flagsFirst(app, append([]string{"evtpm"}, strings.Fields(in)...)), " ")
+		if got != strings.TrimSpace("evtpm "+want) {
+			t.Errorf("%q: found %q, expected %q", in, got, want)
+		}
+	}
+}
