@@ -1,6 +1,12 @@
 package launch
 
 import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"github.com/evtpm/evtpm/inputfile"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
 )
@@ -21,7 +27,8 @@ type Plan struct {
 	// AuthorKey says that IDAuth holds an author key.
 	AuthorKey bool
 
-	// Image is the parsed firmware; nil when SVSM is not.
+	// Image is the parsed firmware; nil when the firmware is part of SVSM. It
+	// stays usable after Close.
 	Image *ovmf.Image
 	// Hashes are the kernel hashes; nil when they are off.
 	Hashes *measure.KernelHashes
@@ -29,4 +36,178 @@ type Plan struct {
 	Sequence *measure.Sequence
 	// Golden holds the values that evidence is compared with.
 	Golden *measure.Golden
+}
+
+// ResolveOptions say how a spec is resolved.
+type ResolveOptions struct {
+	// Frozen is the lock that the plan must agree with; nil is none.
+	Frozen *Lock
+	// Rand is the source of the nonces that ID block signatures need. Nil makes
+	// the signatures deterministic (RFC 6979).
+	Rand io.Reader
+}
+
+// Resolve opens every input of a spec whose defaults are filled in, copies,
+// hashes and parses it, and computes the golden values. The inputs are read at
+// the same time. When it fails it holds nothing open; errors about a field of the
+// spec are [*FieldError]s, all of those that can be found at once.
+func Resolve(ctx context.Context, s *Spec, o ResolveOptions) (_ *Plan, err error) {
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	p := &Plan{Name: s.Name, Spec: s}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	if err := p.open(ctx); err != nil {
+		return nil, err
+	}
+	digest, err := p.derive()
+	if err != nil {
+		return nil, err
+	}
+	block, err := p.makeIDBlock(digest, o.Rand)
+	if err != nil {
+		return nil, err
+	}
+	if p.Golden, err = p.golden(digest, block); err != nil {
+		return nil, err
+	}
+	if o.Frozen != nil {
+		if err := o.Frozen.Check(p); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Close gives the copies of the inputs back. It may be called twice.
+func (p *Plan) Close() error {
+	var errs []error
+	for _, in := range p.Inputs() {
+		errs = append(errs, in.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Inputs lists the inputs that the plan has, in the order of their names' slots:
+// firmware, SVSM image, kernel, initrd.
+func (p *Plan) Inputs() []*Input {
+	var out []*Input
+	for _, slot := range p.slots() {
+		if *slot.input != nil {
+			out = append(out, *slot.input)
+		}
+	}
+	return out
+}
+
+// An inputSlot is a place for an input, and where the spec names its file.
+type inputSlot struct {
+	name  string
+	input **Input
+	field string // path in the spec
+	path  string
+	limit int64
+}
+
+func (p *Plan) slots() []inputSlot {
+	svsm := ""
+	if p.Spec.SVSM != nil {
+		svsm = p.Spec.SVSM.Image
+	}
+	return []inputSlot{
+		{"firmware", &p.Firmware, "firmware.path", p.Spec.Firmware.Path, inputfile.MaxFirmware},
+		{"svsm", &p.SVSM, "svsm.image", svsm, inputfile.MaxImage},
+		{"kernel", &p.Kernel, "kernel", p.Spec.Kernel, inputfile.MaxKernel},
+		{"initrd", &p.Initrd, "initrd", p.Spec.Initrd, inputfile.MaxInitrd},
+	}
+}
+
+// open reads all inputs at the same time.
+func (p *Plan) open(ctx context.Context) error {
+	slots := p.slots()
+	errs := make([]error, len(slots))
+	var wg sync.WaitGroup
+	for i, slot := range slots {
+		if slot.path == "" {
+			continue
+		}
+		wg.Go(func() { *slot.input, errs[i] = openInput(ctx, slot.name, slot.path, slot.limit) })
+	}
+	wg.Wait()
+	bad := &problems{src: p.Spec.src}
+	for i, slot := range slots {
+		if errs[i] != nil {
+			bad.add(slot.field, "%w", errs[i])
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return bad.err()
+}
+
+// derive computes what follows from the inputs and the spec alone: the parsed
+// firmware, the kernel hashes, the launch sequence and its digest.
+func (p *Plan) derive() (measure.Digest, error) {
+	bad := &problems{src: p.Spec.src}
+	fail := func(field, format string, args ...any) (measure.Digest, error) {
+		bad.add(field, format, args...)
+		return measure.Digest{}, bad.err()
+	}
+	if p.Spec.KernelHashes == On {
+		p.Hashes = &measure.KernelHashes{Kernel: p.Kernel.SHA256, Initrd: measure.NoInitrd}
+		if p.Initrd != nil {
+			p.Hashes.Initrd = p.Initrd.SHA256
+		}
+		var err error
+		if p.Hashes.Cmdline, err = measure.HashCmdline(p.Spec.Cmdline); err != nil {
+			return fail("cmdline", "%w", err)
+		}
+	}
+	signature, err := p.Spec.cpuSignature()
+	if err != nil {
+		return fail("cpu.model", "%w", err)
+	}
+	if p.SVSM != nil {
+		return fail("svsm.image", "%s: images with an SVSM are not read yet", p.SVSM.Path)
+	}
+	data, err := p.Firmware.Bytes()
+	if err != nil {
+		return fail("firmware.path", "%w", err)
+	}
+	if p.Image, err = ovmf.Parse(data); err != nil {
+		return fail("firmware.path", "%s: %w", p.Firmware.Path, err)
+	}
+	if p.Hashes != nil {
+		if err := p.Image.CheckKernelHashes(measure.ModeSNP); err != nil {
+			return fail("firmware.path", "%s: %w; or set kernel_hashes: off, then the PCRs alone bind the kernel", p.Firmware.Path, err)
+		}
+	}
+	p.Sequence, err = p.Image.Sequence(ovmf.LaunchOptions{
+		VCPUs:         p.Spec.CPU.Count,
+		CPUSignature:  signature,
+		GuestFeatures: p.Spec.CPU.GuestFeatures,
+		RawFeatures:   true,
+		Hashes:        p.Hashes,
+	})
+	if err != nil {
+		return fail("firmware.path", "%s: %w", p.Firmware.Path, err)
+	}
+	digest, err := p.Sequence.LaunchDigest()
+	if err != nil {
+		return fail("", "launch sequence: %w", err)
+	}
+	return digest, nil
+}
+
+// cpuSignature is the CPUID 1.EAX of the spec's CPU model.
+func (s *Spec) cpuSignature() (uint32, error) {
+	if s.CPU.Signature != 0 {
+		return s.CPU.Signature, nil
+	}
+	return measure.CPUSignature(s.CPU.Model)
 }
