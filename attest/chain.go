@@ -1,0 +1,367 @@
+package attest
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A chain is leaf, intermediate and root, as found; nothing in it is verified
+// until [chain.verify].
+type chain struct {
+	leaf, intermediate, root *x509.Certificate
+}
+
+// maxCandidates bounds how many certificates of a role are tried.
+const maxCandidates = 16
+
+// role says what a certificate is, by its form alone: CA or not, self-issued or
+// not.
+func role(c *x509.Certificate) string {
+	switch {
+	case !c.IsCA:
+		return "leaf"
+	case string(c.RawIssuer) == string(c.RawSubject):
+		return "root"
+	}
+	return "intermediate"
+}
+
+// candidates sorts certificates by role, keeping order, dropping repetitions.
+func candidates(lists ...[]*x509.Certificate) (leafs, intermediates, roots []*x509.Certificate) {
+	seen := map[[32]byte]bool{}
+	for _, list := range lists {
+		for _, c := range list {
+			sum := sha256.Sum256(c.Raw)
+			if seen[sum] {
+				continue
+			}
+			seen[sum] = true
+			switch role(c) {
+			case "leaf":
+				leafs = append(leafs, c)
+			case "root":
+				roots = append(roots, c)
+			default:
+				intermediates = append(intermediates, c)
+			}
+		}
+	}
+	return leafs, intermediates, roots
+}
+
+// pickLeaf chooses the leaf for a report: the one whose key signed it, else the
+// first of the kind that the report names, else the first. A report that no leaf
+// signed thus still gets a verdict that says so.
+func pickLeaf(r *Report, leafs []*x509.Certificate) *x509.Certificate {
+	if len(leafs) > maxCandidates {
+		leafs = leafs[:maxCandidates]
+	}
+	if len(leafs) < 2 {
+		if len(leafs) == 0 {
+			return nil
+		}
+		return leafs[0]
+	}
+	for _, c := range leafs {
+		if l, err := parseLeaf(c); err == nil && verifySignature(r, l.key) == nil {
+			return c
+		}
+	}
+	for _, c := range leafs {
+		if l, err := parseLeaf(c); err == nil && l.Kind == signingKeyName(r.SignerInfo.SigningKey()) {
+			return c
+		}
+	}
+	return leafs[0]
+}
+
+// pickIssuer chooses the issuer of a certificate among candidates: one whose key
+// signed it, else one with the issuer's name, else nil.
+func pickIssuer(c *x509.Certificate, from []*x509.Certificate) *x509.Certificate {
+	var named *x509.Certificate
+	tried := 0
+	for _, p := range from {
+		if string(p.RawSubject) != string(c.RawIssuer) {
+			continue
+		}
+		if tried++; tried > maxCandidates {
+			break
+		}
+		if c.CheckSignatureFrom(p) == nil {
+			return p
+		}
+		if named == nil {
+			named = p
+		}
+	}
+	return named
+}
+
+// assemble finds leaf, intermediate and root among certificates, in the order
+// of the lists. A certificate that is missing is nil.
+func assemble(r *Report, lists ...[]*x509.Certificate) chain {
+	leafs, intermediates, roots := candidates(lists...)
+	c := chain{leaf: pickLeaf(r, leafs)}
+	if c.leaf == nil {
+		return c
+	}
+	if c.intermediate = pickIssuer(c.leaf, intermediates); c.intermediate == nil {
+		return c
+	}
+	c.root = pickIssuer(c.intermediate, roots)
+	return c
+}
+
+// missing names the certificates that a chain lacks.
+func (c chain) missing() string {
+	var out []string
+	if c.leaf == nil {
+		out = append(out, "VCEK or VLEK")
+	}
+	if c.intermediate == nil {
+		out = append(out, "ASK")
+	}
+	if c.root == nil {
+		out = append(out, "ARK")
+	}
+	return strings.Join(out, ", ")
+}
+
+// A ChainCache remembers chains that verified, so that many reports under one
+// leaf cost one chain verification. It remembers signatures only: validity in
+// time, pins and revocation are judged each time. The zero value is ready; it
+// may be used by several goroutines.
+type ChainCache struct {
+	mu   sync.Mutex
+	good map[[32]byte]bool
+}
+
+// maxCachedChains bounds a ChainCache.
+const maxCachedChains = 4096
+
+func (c chain) key() [32]byte {
+	h := sha256.New()
+	for _, x := range []*x509.Certificate{c.leaf, c.intermediate, c.root} {
+		sum := sha256.Sum256(x.Raw)
+		h.Write(sum[:])
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// signatures verifies that root, intermediate and leaf sign each other; with a
+// cache, once.
+func (c chain) signatures(cache *ChainCache) error {
+	if cache == nil {
+		return c.verifySignatures()
+	}
+	key := c.key()
+	cache.mu.Lock()
+	known := cache.good[key]
+	cache.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := c.verifySignatures(); err != nil {
+		return err
+	}
+	cache.mu.Lock()
+	defer cache.mu.Unlock()
+	if cache.good == nil || len(cache.good) >= maxCachedChains {
+		cache.good = map[[32]byte]bool{}
+	}
+	cache.good[key] = true
+	return nil
+}
+
+func (c chain) verifySignatures() error {
+	var errs []error
+	link := func(name string, child, parent *x509.Certificate) {
+		if child.SignatureAlgorithm != x509.SHA384WithRSAPSS {
+			errs = append(errs, fmt.Errorf("%s: signature algorithm is %v, expected %v", name, child.SignatureAlgorithm, x509.SHA384WithRSAPSS))
+			return
+		}
+		if string(child.RawIssuer) != string(parent.RawSubject) {
+			errs = append(errs, fmt.Errorf("%s: its issuer is another", name))
+		}
+		if err := child.CheckSignatureFrom(parent); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	link("root", c.root, c.root)
+	link("intermediate", c.intermediate, c.root)
+	link("leaf", c.leaf, c.intermediate)
+	for _, x := range []struct {
+		name string
+		cert *x509.Certificate
+	}{{"root", c.root}, {"intermediate", c.intermediate}} {
+		if len(x.cert.UnhandledCriticalExtensions) > 0 {
+			errs = append(errs, fmt.Errorf("%s: critical extension %v is unknown", x.name, x.cert.UnhandledCriticalExtensions[0]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// line is the product line that the root's name says: "Milan" of "ARK-Milan".
+func (c chain) line() string {
+	line, ok := strings.CutPrefix(c.root.Subject.CommonName, "ARK-")
+	if !ok {
+		return ""
+	}
+	return line
+}
+
+// roleFaults compares the names in a chain with the roles that they must have
+// for a kind of leaf.
+func (c chain) roleFaults(kind string) string {
+	line := c.line()
+	wantLeaf, wantMid := cnVCEK, "SEV-"+line
+	if kind == "vlek" {
+		wantLeaf, wantMid = cnVLEK, "SEV-VLEK-"+line
+	}
+	var out []string
+	if line == "" {
+		out = append(out, fmt.Sprintf("root is %q, expected an ARK", c.root.Subject.CommonName))
+	}
+	if cn := c.intermediate.Subject.CommonName; cn != wantMid {
+		out = append(out, fmt.Sprintf("intermediate is %q, expected %q", cn, wantMid))
+	}
+	if cn := c.leaf.Subject.CommonName; cn != wantLeaf {
+		out = append(out, fmt.Sprintf("leaf is %q, expected %q", cn, wantLeaf))
+	}
+	return strings.Join(out, ", ")
+}
+
+// checkChain verifies signatures, roles and the pin.
+func checkChain(c chain, leaf *Leaf, roots rootSet, cache *ChainCache) Check {
+	if !roots.pinned(c.root) {
+		note := "AMD's roots are pinned; a simulated platform's root is trusted only when it is named"
+		if roots.sim != nil {
+			note = "only the simulated roots that were given are trusted in this verification, AMD's are not"
+		}
+		sum := sha256.Sum256(c.root.Raw)
+		return fail(CheckChain, ReasonARKUntrusted, "a pinned root",
+			fmt.Sprintf("%q, sha256 %x", c.root.Subject.CommonName, sum)).with(note)
+	}
+	if err := c.signatures(cache); err != nil {
+		return fail(CheckChain, ReasonChainBroken, "root, intermediate and leaf that sign each other", oneLine(err))
+	}
+	if leaf != nil {
+		if faults := c.roleFaults(leaf.Kind); faults != "" {
+			return fail(CheckChain, ReasonChainRole, "", faults)
+		}
+	}
+	return pass(CheckChain, fmt.Sprintf("%s, %s, %s", c.root.Subject.CommonName, c.intermediate.Subject.CommonName, c.leaf.Subject.CommonName))
+}
+
+// The oldest and newest times at which a clock is believed when certificates
+// seem out of their validity: SNP's first root dates from October 2020.
+var (
+	plausibleFrom = time.Date(2020, 10, 1, 0, 0, 0, 0, time.UTC)
+	plausibleTo   = time.Date(2060, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+// checkCertificateTime judges validity of every certificate at now.
+func checkCertificateTime(c chain, now time.Time) Check {
+	at := now.UTC().Format(time.RFC3339)
+	for _, x := range []*x509.Certificate{c.root, c.intermediate, c.leaf} {
+		var reason Reason
+		switch {
+		case now.Before(x.NotBefore):
+			reason = ReasonCertificateNotYetValid
+		case now.After(x.NotAfter):
+			reason = ReasonCertificateExpired
+		default:
+			continue
+		}
+		want := fmt.Sprintf("%s: %s to %s", x.Subject.CommonName, x.NotBefore.UTC().Format(time.RFC3339), x.NotAfter.UTC().Format(time.RFC3339))
+		if now.Before(plausibleFrom) || now.After(plausibleTo) {
+			return fail(CheckCertificateTime, ReasonClockImplausible, want, at).with("the verifier's clock looks wrong")
+		}
+		return fail(CheckCertificateTime, reason, want, at)
+	}
+	return pass(CheckCertificateTime, at)
+}
+
+// checkSignerKind compares SIGNER_INFO with the leaf's kind.
+func checkSignerKind(r *Report, leaf *Leaf) Check {
+	if want := signingKeyName(r.SignerInfo.SigningKey()); want != leaf.Kind {
+		return fail(CheckSignerKind, ReasonSignerKind, want+" (SIGNER_INFO)", leaf.Kind+" (certificate)")
+	}
+	return pass(CheckSignerKind, leaf.Kind)
+}
+
+// checkProduct finds the report's product, and compares report, leaf and chain.
+// The product is valid even if the check failed, where there is one.
+func checkProduct(r *Report, leaf *Leaf, c chain, p *Policy) (Product, Check) {
+	var product Product
+	var known bool
+	if r.CPUID != nil {
+		if product, known = r.CPUID.Product(); !known {
+			return Product{}, fail(CheckProduct, ReasonProductUnknown, "the CPUID of a known product", r.CPUID.String())
+		}
+	} else {
+		if product, known = productOfLine(leaf.Line()); !known {
+			return Product{}, fail(CheckProduct, ReasonProductUnknown, "a known product in the certificate", fmt.Sprintf("%q", leaf.ProductName))
+		}
+		// Before version 3 a report does not say which layout its TCB versions
+		// have. Only Milan's and Genoa's firmware wrote version 2 by default.
+		if product.TCB != TCBLayoutMilan && !slices.Contains(p.Products, product.Name) {
+			return product, fail(CheckProduct, ReasonProductAmbiguous, "a report of version 3 or more, or the product pinned by the policy", product.Name+", version 2")
+		}
+	}
+	if leaf.Line() != product.Line || c.line() != product.Line {
+		found := fmt.Sprintf("leaf %q, chain %q", leaf.ProductName, c.line())
+		return product, fail(CheckProduct, ReasonProductMismatch, product.Line, found)
+	}
+	if r.CPUID != nil {
+		return product, pass(CheckProduct, fmt.Sprintf("%s (%s)", product.Name, r.CPUID))
+	}
+	return product, pass(CheckProduct, product.Name)
+}
+
+// checkChipBinding compares CHIP_ID with the VCEK certificate's hwID.
+func checkChipBinding(r *Report, leaf *Leaf, product Product, p *Policy) Check {
+	if leaf.Kind != "vcek" {
+		return skip(CheckChipBinding, "a VLEK certificate names no chip")
+	}
+	if allZero(r.ChipID[:]) {
+		if p.AllowMaskedChipID {
+			return skip(CheckChipBinding, "CHIP_ID is masked, which the policy allows")
+		}
+		return fail(CheckChipBinding, ReasonChipIDMasked, fmt.Sprintf("%x", leaf.HWID), "zeros")
+	}
+	if len(leaf.HWID) < hwidSize && product.TCB != TCBLayoutTurin {
+		return fail(CheckChipBinding, ReasonChipIDMismatch, fmt.Sprintf("a hwID of %d bytes", hwidSize), fmt.Sprintf("%d bytes", len(leaf.HWID)))
+	}
+	if got := r.ChipID[:len(leaf.HWID)]; string(got) != string(leaf.HWID) {
+		return fail(CheckChipBinding, ReasonChipIDMismatch, fmt.Sprintf("%x", leaf.HWID), fmt.Sprintf("%x", got))
+	}
+	return pass(CheckChipBinding, fmt.Sprintf("%x", leaf.HWID))
+}
+
+// checkTCBBinding compares REPORTED_TCB with the leaf's levels.
+func checkTCBBinding(reported TCB, leaf *Leaf) Check {
+	if (reported.FMC == nil) != (leaf.TCB.FMC == nil) {
+		return fail(CheckTCBBinding, ReasonTCBBinding, leaf.TCB.String(), reported.String()).with("the certificate is for the other layout of TCB versions")
+	}
+	if reported.differs(leaf.TCB) != "" {
+		return fail(CheckTCBBinding, ReasonTCBBinding, leaf.TCB.String(), reported.String())
+	}
+	return pass(CheckTCBBinding, reported.String())
+}
+
+// A Getter fetches certificates and CRLs. The URLs are those of AMD's Key
+// Distribution Service. Implementations bound time and size.
+type Getter interface {
+	Get(ctx context.Context, url string) ([]byte, error)
+}
+
+// oneLine puts an error that spans lines on one.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -1,0 +1,308 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/evtpm/evtpm/attest/evidence"
+	"github.com/evtpm/evtpm/strictjson"
+	"github.com/google/go-tpm/tpm2"
+)
+
+// ChallengeOptions say what to ask a guest for.
+type ChallengeOptions struct {
+	// Binding is one of evidence's Binding constants; empty leaves the choice to
+	// the guest.
+	Binding string
+	// PCRBank is "sha256" or "sha384"; empty means sha256.
+	PCRBank string
+	// PCRs is the selection, ascending; nil means 0 to 23.
+	PCRs []int
+	// Rand is the source of nonce and secrets; nil means crypto/rand.
+	Rand io.Reader
+	// HelloTimeout bounds the wait for the guest's first frame, which comes when
+	// the agent has started. Zero means a minute.
+	HelloTimeout time.Duration
+	// StepTimeout bounds each later answer. Zero means 30 seconds.
+	StepTimeout time.Duration
+}
+
+// secretSize is the length of a credential's secret.
+const secretSize = 32
+
+// maxStrayFrames bounds the frames of an earlier conversation that are passed
+// over.
+const maxStrayFrames = 8
+
+// A Session is a challenge that was made and answered. It is judged by [Verify],
+// once.
+type Session struct {
+	Hello    evidence.Hello
+	Evidence *evidence.Evidence
+
+	nonce   []byte
+	binding string
+	bank    string
+	pcrs    []int
+
+	// ek and ak are what the credential was made for; secret is in it; answer is
+	// what came back, failure why nothing did.
+	ek, ak, secret, answer []byte
+	failure                error
+
+	taken atomic.Bool
+}
+
+// take gives the session to its first caller.
+func (s *Session) take() bool { return s.taken.CompareAndSwap(false, true) }
+
+// made reports whether the credential was made for the evidence's EK and AK.
+func (s *Session) made(ev *evidence.Evidence) bool {
+	return bytes.Equal(s.ek, ev.EKPublic) && bytes.Equal(s.ak, ev.AKPublic)
+}
+
+// activated returns nil if the guest's TPM gave the secret back.
+func (s *Session) activated() error {
+	if s.failure != nil {
+		return s.failure
+	}
+	if len(s.secret) != secretSize || subtle.ConstantTimeCompare(s.secret, s.answer) != 1 {
+		return errors.New("the secret that came back is another")
+	}
+	return nil
+}
+
+// Challenge makes one challenge over a connection to the guest's agent: it waits
+// for Hello, sends a fresh nonce, takes the evidence, makes a credential for its
+// EK and AK, and takes what the TPM made of it. An error means that the
+// conversation failed (network, time, malformed frames, an agent that cannot
+// answer); what the answers are worth is for [Verify] to say. The connection is
+// left open.
+func Challenge(ctx context.Context, conn net.Conn, o ChallengeOptions) (*Session, error) {
+	s, err := newSession(o)
+	if err != nil {
+		return nil, err
+	}
+	p := &peer{ctx: ctx, conn: conn}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		if stop() {
+			_ = conn.SetDeadline(time.Time{})
+		}
+	}()
+	if err := p.expect(orElse(o.HelloTimeout, time.Minute), evidence.FrameHello, &s.Hello); err != nil {
+		return nil, fmt.Errorf("wait for the guest's agent: %w", err)
+	}
+	step := orElse(o.StepTimeout, 30*time.Second)
+	ask := evidence.Challenge{Nonce: s.nonce, Binding: s.binding, PCRBank: s.bank, PCRs: s.pcrs}
+	if err := p.send(step, evidence.FrameChallenge, ask); err != nil {
+		return nil, fmt.Errorf("send the challenge: %w", err)
+	}
+	payload, err := p.receive(step, evidence.FrameEvidence)
+	if err == nil {
+		s.Evidence, err = evidence.Parse(payload)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask for evidence: %w", err)
+	}
+	if err := s.activate(p, step, orElse[io.Reader](o.Rand, rand.Reader)); err != nil {
+		return nil, fmt.Errorf("activate the credential: %w", err)
+	}
+	return s, nil
+}
+
+func newSession(o ChallengeOptions) (*Session, error) {
+	s := &Session{nonce: make([]byte, NonceSize), binding: o.Binding, bank: orElse(o.PCRBank, "sha256"), pcrs: slices.Clone(o.PCRs)}
+	if _, _, _, ok := bankHash(s.bank); !ok {
+		return nil, fmt.Errorf("PCR bank is %q, expected sha256 or sha384", s.bank)
+	}
+	if o.PCRs == nil {
+		for i := range pcrCount {
+			s.pcrs = append(s.pcrs, i)
+		}
+	}
+	if len(s.pcrs) == 0 || s.pcrs[0] < 0 || s.pcrs[len(s.pcrs)-1] >= pcrCount || !slices.IsSorted(s.pcrs) || len(slices.Compact(slices.Clone(s.pcrs))) != len(s.pcrs) {
+		return nil, fmt.Errorf("PCRs are %v, expected numbers of 0 to %d, ascending", o.PCRs, pcrCount-1)
+	}
+	if _, err := io.ReadFull(orElse[io.Reader](o.Rand, rand.Reader), s.nonce); err != nil {
+		return nil, fmt.Errorf("make a nonce: %w", err)
+	}
+	return s, nil
+}
+
+// orElse is v, or what its zero value means.
+func orElse[T comparable](v, zero T) T {
+	var none T
+	if v == none {
+		return zero
+	}
+	return v
+}
+
+// activate makes a credential for the evidence's keys and takes the TPM's answer.
+// That keys are unfit, or that the agent says its TPM refused, is an outcome, not
+// an error.
+func (s *Session) activate(p *peer, step time.Duration, random io.Reader) error {
+	s.ek, s.ak = s.Evidence.EKPublic, s.Evidence.AKPublic
+	message, err := s.makeCredential(random)
+	if err != nil {
+		s.failure = err
+		return nil
+	}
+	if err := p.send(step, evidence.FrameActivate, message); err != nil {
+		return err
+	}
+	var reply evidence.Activated
+	err = p.expect(step, evidence.FrameActivated, &reply)
+	var refused *AgentError
+	if errors.As(err, &refused) {
+		s.failure = refused
+		return nil
+	}
+	s.answer = reply.CertInfo
+	return err
+}
+
+// makeCredential is TPM2_MakeCredential for the evidence's EK and the Name of
+// its AK, which is computed here and not taken from the guest.
+func (s *Session) makeCredential(random io.Reader) (*evidence.Activate, error) {
+	ek, err := parsePublic2B(s.ek)
+	if err != nil {
+		return nil, fmt.Errorf("EK: %w", err)
+	}
+	if !bytes.HasPrefix(ek.raw, ekPrefix) {
+		return nil, errors.New("EK: not the TCG's RSA-2048 EK template")
+	}
+	if _, err := ek.key(); err != nil {
+		return nil, fmt.Errorf("EK: %w", err)
+	}
+	ak, err := parsePublic2B(s.ak)
+	if err != nil {
+		return nil, fmt.Errorf("AK: %w", err)
+	}
+	name := ak.name()
+	if name == nil {
+		return nil, fmt.Errorf("AK: name algorithm %#04x", ak.nameAlg)
+	}
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek.raw)
+	if err != nil {
+		return nil, fmt.Errorf("EK: %w", err)
+	}
+	encapsulation, err := tpm2.ImportEncapsulationKey(public)
+	if err != nil {
+		return nil, fmt.Errorf("EK: %w", err)
+	}
+	s.secret = make([]byte, secretSize)
+	if _, err := io.ReadFull(random, s.secret); err != nil {
+		return nil, fmt.Errorf("make a secret: %w", err)
+	}
+	blob, encrypted, err := tpm2.CreateCredential(random, encapsulation, name, s.secret)
+	if err != nil {
+		return nil, fmt.Errorf("make a credential: %w", err)
+	}
+	return &evidence.Activate{CredentialBlob: sized2B(blob), Secret: sized2B(encrypted)}, nil
+}
+
+// sized2B puts a TPM2B's size before its contents.
+func sized2B(b []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
+}
+
+// An AgentError is an agent's own account of why it could not answer.
+type AgentError struct{ Message string }
+
+// Error quotes the message, which came from a guest.
+func (e *AgentError) Error() string {
+	const enough = 500
+	m := e.Message
+	if len(m) > enough {
+		m = m[:enough] + "..."
+	}
+	return "the guest's agent says " + strconv.Quote(m)
+}
+
+// peer is the guest's end of a conversation.
+type peer struct {
+	ctx  context.Context
+	conn net.Conn
+}
+
+// deadline sets the time by which a whole frame must be through.
+func (p *peer) deadline(timeout time.Duration) error {
+	if err := p.ctx.Err(); err != nil {
+		return err
+	}
+	if err := p.conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	// The context may have ended just before, and its deadline been replaced.
+	return p.ctx.Err()
+}
+
+func (p *peer) send(timeout time.Duration, t evidence.FrameType, v any) error {
+	payload, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := p.deadline(timeout); err != nil {
+		return err
+	}
+	return p.because(evidence.WriteFrame(p.conn, t, payload))
+}
+
+// receive reads frames until one of the wanted type. An agent that was started
+// or connected again greets again; frames that answer an earlier conversation may
+// still lie in the port before the first greeting.
+func (p *peer) receive(timeout time.Duration, want evidence.FrameType) ([]byte, error) {
+	if err := p.deadline(timeout); err != nil {
+		return nil, err
+	}
+	for range maxStrayFrames {
+		t, payload, err := evidence.ReadFrame(p.conn, 0)
+		switch {
+		case err != nil:
+			return nil, p.because(err)
+		case t == want:
+			return payload, nil
+		case want == evidence.FrameHello || t == evidence.FrameHello:
+			continue
+		case t == evidence.FrameError:
+			var f evidence.Failure
+			if err := strictjson.Unmarshal(payload, &f, evidence.MaxPayload, "error frame"); err != nil {
+				return nil, err
+			}
+			return nil, &AgentError{Message: f.Message}
+		default:
+			return nil, fmt.Errorf("%w: found a frame of type %d, expected %d", evidence.ErrFrame, t, want)
+		}
+	}
+	return nil, fmt.Errorf("%w: found %d frames, none of type %d", evidence.ErrFrame, maxStrayFrames, want)
+}
+
+func (p *peer) expect(timeout time.Duration, want evidence.FrameType, v any) error {
+	payload, err := p.receive(timeout, want)
+	if err != nil {
+		return err
+	}
+	return strictjson.Unmarshal(payload, v, evidence.MaxPayload, fmt.Sprintf("frame of type %d", want))
+}
+
+// because gives the context's end as the reason for an error that it caused.
+func (p *peer) because(err error) error {
+	if err != nil && p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
+	}
+	return err
+}

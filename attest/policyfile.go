@@ -1,0 +1,189 @@
+package attest
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"gopkg.in/yaml.v3"
+)
+
+// maxPolicySize bounds a policy file.
+const maxPolicySize = 256 << 10
+
+// decodeYAML reads one document strictly: known fields only, no duplicate keys,
+// no anchors, aliases or tags, no scalars that YAML versions read differently
+// (yes and no as booleans, 017 as octal, floats as integers).
+func decodeYAML(text []byte, name string, into any) error {
+	if len(text) > maxPolicySize {
+		return fmt.Errorf("%s: found %d bytes, expected at most %d", name, len(text), maxPolicySize)
+	}
+	if !utf8.Valid(text) || bytes.IndexByte(text, 0) >= 0 {
+		return fmt.Errorf("%s: not UTF-8 text", name)
+	}
+	var doc yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	if err := dec.Decode(&doc); err != nil {
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("%s: the file is empty", name)
+		}
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s: more than one document", name)
+	}
+	if err := plainNode(&doc, 0); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	strict := yaml.NewDecoder(bytes.NewReader(text))
+	strict.KnownFields(true)
+	if err := strict.Decode(into); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// plainNode refuses what makes YAML mean different things to different readers.
+func plainNode(n *yaml.Node, depth int) error {
+	fault := func(what string) error { return fmt.Errorf("line %d: %s", n.Line, what) }
+	switch {
+	case depth > 16:
+		return fault("nested too deeply")
+	case n.Kind == yaml.AliasNode || n.Anchor != "":
+		return fault("anchors and aliases are not accepted")
+	case n.Style&yaml.TaggedStyle != 0:
+		return fault("tags are not accepted")
+	}
+	if n.Kind == yaml.ScalarNode && n.Style == 0 {
+		v := strings.ToLower(n.Value)
+		switch {
+		case v == "yes" || v == "no" || v == "on" || v == "off" || v == "y" || v == "n":
+			return fault(fmt.Sprintf("found %q, expected true or false (or the word in quotes)", n.Value))
+		case n.Tag == "!!float":
+			return fault(fmt.Sprintf("found the number %s, expected an integer (or a version in quotes)", n.Value))
+		case n.Tag == "!!int" && len(v) > 1 && v[0] == '0' && v[1] != 'x':
+			return fault(fmt.Sprintf("found %s, expected a decimal or 0x number", n.Value))
+		case n.Tag == "!!null":
+			return fault("a value is missing")
+		}
+	}
+	for _, c := range n.Content {
+		if err := plainNode(c, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// UnmarshalYAML implements [yaml.Unmarshaler].
+func (l *NameList) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.ScalarNode {
+		if n.Value != "any" {
+			return fmt.Errorf("line %d: found %q, expected any or a list", n.Line, n.Value)
+		}
+		*l = nil
+		return nil
+	}
+	var names []string
+	if err := n.Decode(&names); err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("line %d: the list is empty, expected any or at least one name", n.Line)
+	}
+	*l = names
+	return nil
+}
+
+// MarshalYAML implements [yaml.Marshaler].
+func (l NameList) MarshalYAML() (any, error) {
+	if len(l) == 0 {
+		return "any", nil
+	}
+	return []string(l), nil
+}
+
+// UnmarshalYAML implements [yaml.Unmarshaler].
+func (s *FloorSource) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind == yaml.ScalarNode {
+		if n.Value != "default" && n.Value != "none" {
+			return fmt.Errorf("line %d: found %q, expected default, none or a table", n.Line, n.Value)
+		}
+		s.Name = n.Value
+		return nil
+	}
+	// A node's Decode does not carry KnownFields along, so the table is read
+	// from its own text.
+	text, err := yaml.Marshal(n)
+	if err != nil {
+		return err
+	}
+	t := new(FloorTable)
+	if err := decodeYAML(text, fmt.Sprintf("line %d: floors", n.Line), t); err != nil {
+		return err
+	}
+	if t.Version != PolicyVersion {
+		return fmt.Errorf("line %d: floors: version is %d, expected %d", n.Line, t.Version, PolicyVersion)
+	}
+	s.Name, s.Table = "table", t
+	return nil
+}
+
+// MarshalYAML implements [yaml.Marshaler].
+func (s FloorSource) MarshalYAML() (any, error) {
+	if s.Name == "table" {
+		return s.Table, nil
+	}
+	return s.Name, nil
+}
+
+// Encode writes a policy as YAML. [ParsePolicy] reads it back.
+func (p *Policy) Encode() ([]byte, error) { return yaml.Marshal(p) }
+
+// dottedBytes reads n numbers of one byte each, separated by dots.
+func dottedBytes(s string, n int) ([]uint8, error) {
+	parts := strings.Split(s, ".")
+	if len(parts) != n {
+		return nil, fmt.Errorf("found %q, expected %d numbers separated by dots", s, n)
+	}
+	out := make([]uint8, n)
+	for i, p := range parts {
+		v, err := strconv.ParseUint(p, 10, 8)
+		if err != nil {
+			return nil, fmt.Errorf("found %q, expected %d numbers of 0 to 255 separated by dots", s, n)
+		}
+		out[i] = uint8(v)
+	}
+	return out, nil
+}
+
+// parseCPUID reads family/model/stepping in hexadecimal.
+func parseCPUID(s string) (CPUID, error) {
+	parts := strings.Split(s, "/")
+	var b [3]uint8
+	if len(parts) != len(b) {
+		return CPUID{}, fmt.Errorf("cpuid is %q, expected family/model/stepping in hexadecimal", s)
+	}
+	for i, p := range parts {
+		v, err := strconv.ParseUint(p, 16, 8)
+		if err != nil {
+			return CPUID{}, fmt.Errorf("cpuid is %q, expected family/model/stepping in hexadecimal", s)
+		}
+		b[i] = uint8(v)
+	}
+	return CPUID{Family: b[0], Model: b[1], Stepping: b[2]}, nil
+}
+
+// fixedHex reads n bytes in hexadecimal.
+func fixedHex(s string, n int) ([]byte, error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != n {
+		return nil, fmt.Errorf("found %q, expected %d bytes in hexadecimal", s, n)
+	}
+	return b, nil
+}

@@ -1,0 +1,87 @@
+package attest_test
+
+import (
+	"context"
+	"crypto/x509"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/attesttest"
+	"github.com/evtpm/evtpm/attest/evidence"
+)
+
+// options trust a machine's simulated root, at a time when it is valid.
+func options(m *attesttest.Machine) attest.Options {
+	return attest.Options{Now: attesttest.Now, SimRoots: []*x509.Certificate{m.Signer.ARK}}
+}
+
+// verify judges a machine's evidence.
+func verify(t *testing.T, m *attesttest.Machine, o attest.Options) *attest.Verdict {
+	t.Helper()
+	v, err := attest.Verify(t.Context(), m.Evidence(), m.Golden(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// reasons lists a verdict's failures as "check: reason".
+func reasons(v *attest.Verdict) string {
+	var out []string
+	for _, c := range v.Failures() {
+		out = append(out, c.Name+": "+c.Reason+" (expected "+c.Expected+", found "+c.Found+" "+c.Note+")")
+	}
+	return strings.Join(out, "\n")
+}
+
+func TestGoodMachinesAreTrusted(t *testing.T) {
+	for name, p := range map[string]attesttest.Processor{
+		"Milan": attesttest.Milan, "Genoa": attesttest.Genoa, "Siena": attesttest.Siena, "Turin": attesttest.Turin,
+	} {
+		for _, binding := range []string{evidence.BindingSVSM, evidence.BindingSVSMServices, evidence.BindingNV} {
+			t.Run(name+"/"+binding, func(t *testing.T) {
+				m := attesttest.NewMachine(p)
+				m.Binding = binding
+				v := verify(t, m, options(m))
+				if !v.Trusted() || v.Platform != attest.PlatformSim {
+					t.Errorf("%s on platform %q:\n%s", v.Result, v.Platform, reasons(v))
+				}
+				if v.Class() != attest.ClassOK {
+					t.Errorf("class is %d", v.Class())
+				}
+			})
+		}
+	}
+}
+
+func TestChallenge(t *testing.T) {
+	m := attesttest.NewMachine(attesttest.Genoa)
+	s := challenge(t, m, m.TPM, attest.ChallengeOptions{Binding: evidence.BindingSVSM})
+	o := options(m)
+	o.Live = s
+	v, err := attest.Verify(t.Context(), s.Evidence, m.Golden(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !v.Trusted() || !v.Live {
+		t.Errorf("%s, live %t:\n%s", v.Result, v.Live, reasons(v))
+	}
+}
+
+// challenge makes a challenge to a machine whose credentials are opened by a TPM.
+func challenge(t *testing.T, m *attesttest.Machine, activator *attesttest.VTPM, o attest.ChallengeOptions) *attest.Session {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- m.Serve(theirs, activator) }()
+	s, err := attest.Challenge(context.Background(), ours, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-served; err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
