@@ -60,11 +60,6 @@ type Options struct {
 	// FrameTimeout bounds the time from the first byte of a frame to its last,
 	// and the writing of an answer; zero means 20 s.
 	FrameTimeout time.Duration
-
-	// IdleTimeout closes a connection on which nothing has been asked for that
-	// long; zero means never, as on a virtio-serial port, whose host side may
-	// stay open between challenges.
-	IdleTimeout time.Duration
 }
 
 // Agent answers challenges. It is safe for concurrent use; challenges are
@@ -101,7 +96,9 @@ func (a *Agent) Close() error {
 // Serve answers challenges on one connection until the peer closes it, breaks
 // the protocol, or ctx ends; then it closes the connection. It returns nil
 // after an orderly end.
-func (a *Agent) Serve(ctx context.Context, conn net.Conn) error {
+func (a *Agent) Serve(ctx context.Context, conn net.Conn) error { return a.serve(ctx, conn, 0) }
+
+func (a *Agent) serve(ctx context.Context, conn net.Conn, idle time.Duration) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 
@@ -110,7 +107,7 @@ func (a *Agent) Serve(ctx context.Context, conn net.Conn) error {
 	}
 	s := session{agent: a}
 	for {
-		t, payload, err := a.readRequest(conn)
+		t, payload, err := a.readRequest(conn, idle)
 		if err == nil && t == evidence.FrameHello {
 			// A verifier that missed the first frame asks for it.
 			if err := a.hello(ctx, conn); err != nil {
@@ -147,10 +144,20 @@ func (a *Agent) Serve(ctx context.Context, conn net.Conn) error {
 	}
 }
 
+// ListenOptions configures the serving of a listener.
+type ListenOptions struct {
+	// IdleTimeout closes a connection on which nothing has been asked for that
+	// long; zero means never, as suits a virtio-serial port, whose host side may
+	// stay open between challenges.
+	IdleTimeout time.Duration
+
+	// Report is told why a connection ended badly; nil means that nobody is.
+	Report func(error)
+}
+
 // ServeListener serves every connection of l, at most eight at a time, until
 // ctx ends or l fails; then it closes l and waits for the connections to end.
-// report, which may be nil, is told why a connection ended badly.
-func (a *Agent) ServeListener(ctx context.Context, l net.Listener, report func(error)) error {
+func (a *Agent) ServeListener(ctx context.Context, l net.Listener, o ListenOptions) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	defer l.Close()
 	var conns sync.WaitGroup
@@ -178,8 +185,8 @@ func (a *Agent) ServeListener(ctx context.Context, l net.Listener, report func(e
 		}
 		conns.Go(func() {
 			defer func() { <-slots }()
-			if err := a.Serve(ctx, conn); err != nil && ctx.Err() == nil && report != nil {
-				report(err)
+			if err := a.serve(ctx, conn, o.IdleTimeout); err != nil && ctx.Err() == nil && o.Report != nil {
+				o.Report(err)
 			}
 		})
 	}
@@ -211,14 +218,14 @@ func (a *Agent) take(ctx context.Context) error {
 
 func (a *Agent) release() { <-a.turn }
 
-// readRequest waits for a frame: without end (or IdleTimeout) for its first
-// byte, then FrameTimeout for the rest.
-func (a *Agent) readRequest(conn net.Conn) (evidence.FrameType, []byte, error) {
-	var idle time.Time
-	if a.o.IdleTimeout > 0 {
-		idle = time.Now().Add(a.o.IdleTimeout)
+// readRequest waits for a frame: idle for its first byte (zero: without end),
+// then FrameTimeout for the rest.
+func (a *Agent) readRequest(conn net.Conn, idle time.Duration) (evidence.FrameType, []byte, error) {
+	var deadline time.Time
+	if idle > 0 {
+		deadline = time.Now().Add(idle)
 	}
-	if err := conn.SetReadDeadline(idle); err != nil {
+	if err := conn.SetReadDeadline(deadline); err != nil {
 		return 0, nil, err
 	}
 	var first [1]byte

@@ -520,7 +520,7 @@ func TestBadChallenges(t *testing.T) {
 	p.send(evidence.FrameChallenge, evidence.Challenge{Binding: "x"})
 	p.refused("nonce: found 0 bytes, expected 64\nbinding: found \"x\"")
 	// Malformed messages leave the connection usable.
-	for _, raw := range []string{"", "{", "null garbage", `{"nonce":"AA==","verified":true}`, `{"pcrs":"all"}`, `[]`, "{}{}"} {
+	for _, raw := range []string{"", "{", "null garbage", `{"nonce":"AA==","verified":true}`, `{"pcrs":"all"}`, `[]`, "{}{}", `{"nonce":"","nonce":""}`} {
 		p.sendRaw(evidence.FrameChallenge, []byte(raw))
 		p.refused("challenge: ")
 	}
@@ -700,10 +700,24 @@ func TestHostileFrames(t *testing.T) {
 		}
 	})
 	t.Run("idle", func(t *testing.T) {
-		o := options(noTPM{})
-		o.IdleTimeout = 100 * time.Millisecond
-		p := serve(t, o)
-		if err := <-p.done; !errors.Is(err, os.ErrDeadlineExceeded) {
+		a, err := New(options(noTPM{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		ended := make(chan error, 1)
+		go a.ServeListener(ctx, l, ListenOptions{IdleTimeout: 100 * time.Millisecond, Report: func(err error) { ended <- err }})
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("ended with %v", err)
 		}
 	})
@@ -731,7 +745,7 @@ func TestListener(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- a.ServeListener(ctx, l, nil) }()
+	go func() { done <- a.ServeListener(ctx, l, ListenOptions{}) }()
 
 	dial := func() *peer {
 		conn, err := net.Dial("tcp", l.Addr().String())

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/evtpm/evtpm/attest/evidence"
+	"github.com/evtpm/evtpm/strictjson"
 )
 
 // FuzzServe feeds a connection with a peer's bytes. The agent must end, must
@@ -81,7 +82,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte(`{"credential_blob":"AAA=","secret":"AAEC"}`))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		var c evidence.Challenge
-		if decode(payload, &c) == nil && checkChallenge(&c) == nil {
+		if strictjson.Unmarshal(payload, &c, maxRequest, "challenge") == nil && checkChallenge(&c) == nil {
 			alg, err := bankAlg(c.PCRBank)
 			if err != nil || len(c.Nonce) != 64 || len(c.PCRs) == 0 || len(c.PCRs) > 24 {
 				t.Errorf("accepted %+v", c)
@@ -91,7 +92,7 @@ func FuzzRequest(f *testing.F) {
 			}
 		}
 		var m evidence.Activate
-		if decode(payload, &m) == nil {
+		if strictjson.Unmarshal(payload, &m, maxRequest, "activate") == nil {
 			if b, err := unwrap2B("credential_blob", m.CredentialBlob); err == nil && len(b)+2 != len(m.CredentialBlob) {
 				t.Errorf("%x unwrapped to %x", m.CredentialBlob, b)
 			}

@@ -1,14 +1,12 @@
 package agent
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/evtpm/evtpm/attest/evidence"
+	"github.com/evtpm/evtpm/strictjson"
 )
 
 // nonceSize is the only length of nonce that the SVSM takes (AMD 58019, chapter
@@ -38,8 +36,8 @@ func (s *session) answer(ctx context.Context, t evidence.FrameType, payload []by
 	switch t {
 	case evidence.FrameChallenge:
 		var c evidence.Challenge
-		if err := decode(payload, &c); err != nil {
-			return 0, nil, failure("challenge: %w", err)
+		if err := strictjson.Unmarshal(payload, &c, maxRequest, "challenge"); err != nil {
+			return 0, nil, failure("%w", err)
 		}
 		ev, err := s.agent.evidence(ctx, &c)
 		if err != nil {
@@ -50,8 +48,8 @@ func (s *session) answer(ctx context.Context, t evidence.FrameType, payload []by
 
 	case evidence.FrameActivate:
 		var m evidence.Activate
-		if err := decode(payload, &m); err != nil {
-			return 0, nil, failure("activate: %w", err)
+		if err := strictjson.Unmarshal(payload, &m, maxRequest, "activate"); err != nil {
+			return 0, nil, failure("%w", err)
 		}
 		if !s.activates {
 			return 0, nil, failure("activate: found no evidence since the last activation, expected a challenge first")
@@ -65,19 +63,6 @@ func (s *session) answer(ctx context.Context, t evidence.FrameType, payload []by
 	}
 	return 0, nil, failure("frame type %d: expected a challenge (%d) or an activation (%d)",
 		t, evidence.FrameChallenge, evidence.FrameActivate)
-}
-
-// decode reads one strict JSON document.
-func decode(payload []byte, into any) error {
-	d := json.NewDecoder(bytes.NewReader(payload))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("found data after the message")
-	}
-	return nil
 }
 
 // checkChallenge says what in a challenge cannot be answered by anyone.

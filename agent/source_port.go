@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/evtpm/evtpm/attest/evidence"
+	"github.com/evtpm/evtpm/strictjson"
 )
 
 // svsmTimeout bounds one request to the simulated SVSM.
@@ -66,13 +67,13 @@ func (p *svsmPort) Attest(ctx context.Context, binding string, nonce []byte) (*A
 	switch t {
 	case evidence.FrameSVSMAttestResult:
 		var r evidence.SVSMAttestResult
-		if err := decode(payload, &r); err != nil {
+		if err := strictjson.Unmarshal(payload, &r, evidence.MaxPayload, "answer"); err != nil {
 			return nil, fmt.Errorf("simulated SVSM: %w", err)
 		}
 		return &Attestation{Report: r.Report, Manifest: r.Manifest, Certificates: r.Certificates}, nil
 	case evidence.FrameError:
 		var f evidence.Failure
-		if err := decode(payload, &f); err != nil {
+		if err := strictjson.Unmarshal(payload, &f, evidence.MaxPayload, "failure"); err != nil {
 			return nil, fmt.Errorf("simulated SVSM: %w", err)
 		}
 		return nil, errors.New("simulated SVSM: " + f.Message)

@@ -199,7 +199,7 @@ func TestSVSMPort(t *testing.T) {
 	}{
 		{evidence.FrameError, `{"message":"no vTPM"}`, "no vTPM"},
 		{evidence.FrameError, `{`, "unexpected EOF"},
-		{evidence.FrameSVSMAttestResult, `{"trusted":true}`, "unknown field"},
+		{evidence.FrameSVSMAttestResult, `{"trusted":true}`, `field "trusted"`},
 		{evidence.FrameEvidence, `{}`, "frame type 3, expected 17"},
 	} {
 		s, _ := fakeSVSM(t, tc.ft, tc.answer)

@@ -5,5 +5,7 @@ import "github.com/urfave/cli/v2"
 // commands lists every command, in the order of the help text. Each lives in a
 // file of its own name.
 func commands(u *ui) []*cli.Command {
-	return []*cli.Command{}
+	return []*cli.Command{
+		initramfsCommand(u),
+	}
 }

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/evtpm/evtpm/initramfs"
+)
+
+func initramfsCommand(u *ui) *cli.Command {
+	return &cli.Command{
+		Name:  "initramfs",
+		Usage: "make an initramfs with the guest agent as /init",
+		Description: "The same files give the same bytes, so that kernel hashes and PCR 9 follow from them.\n" +
+			"The archive goes to standard output, or to the file that -o names.",
+		ArgsUsage: " ",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "agent", Usage: "static `FILE` that becomes /init", Required: true},
+			&cli.StringSliceFlag{Name: "add", Usage: "add a file or a folder, as `SRC:DST`; may be repeated"},
+			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write to `FILE`"},
+		},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return fmt.Errorf("found argument %q, expected flags only", c.Args().First())
+			}
+			files, err := initramfsFiles(c.String("agent"), c.StringSlice("add"))
+			if err != nil {
+				return err
+			}
+			write := func(w io.Writer) error { return initramfs.Write(w, files) }
+			if name := c.String("output"); name != "" {
+				return writeWhole(name, write)
+			}
+			return write(u.out)
+		},
+	}
+}
+
+// initramfsFiles collects what the flags name.
+func initramfsFiles(agent string, add []string) ([]initramfs.File, error) {
+	files := initramfs.Base()
+	init, err := initramfs.FromDisk(agent, "/init")
+	if err != nil {
+		return nil, fmt.Errorf("--agent: %w", err)
+	}
+	if len(init) != 1 || init[0].Mode&0o111 == 0 {
+		return nil, fmt.Errorf("--agent: %s: found no executable file, expected the agent's binary", agent)
+	}
+	files = append(files, init...)
+	for _, a := range add {
+		// A colon may be part of the source's name, not of the guest's path.
+		i := strings.LastIndex(a, ":/")
+		if i <= 0 {
+			return nil, fmt.Errorf("--add: found %q, expected SRC:DST with an absolute DST", a)
+		}
+		more, err := initramfs.FromDisk(a[:i], a[i+1:])
+		if err != nil {
+			return nil, fmt.Errorf("--add: %w", err)
+		}
+		files = append(files, more...)
+	}
+	return files, nil
+}
+
+// writeWhole writes a file whole or not at all: under another name first.
+func writeWhole(name string, write func(io.Writer) error) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	if err := write(f); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}
