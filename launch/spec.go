@@ -45,13 +45,13 @@ const (
 // A Spec says what VM is to be launched: the user's YAML. The same struct tags
 // drive the reader, the checks and the JSON Schema: json names the field, doc
 // describes it, default is what an absent one means, and enum, min, max, pattern
-// and required are its rules.
+// (in words: want), size, kind and required are its rules.
 //
 // [LoadSpec] reads, [Spec.FillDefaults] fills in, [Spec.Validate] judges; none
 // does another's work.
 type Spec struct {
 	Version  int    `json:"version" required:"true" min:"1" max:"1" doc:"Version of this format: 1."`
-	Name     string `json:"name" required:"true" pattern:"^[a-z0-9][a-z0-9-]{0,62}$" doc:"Name of the machine: lower-case letters, digits and hyphens, at most 63."`
+	Name     string `json:"name" required:"true" pattern:"^[a-z0-9][a-z0-9-]{0,62}$" want:"lower-case letters, digits and hyphens, at most 63, no hyphen first" doc:"Name of the machine: lower-case letters, digits and hyphens, at most 63."`
 	Platform string `json:"platform" required:"true" enum:"snp,sim" doc:"snp: SEV-SNP hardware. sim: any machine; the AMD-SP and the SVSM are simulated, and nothing is confidential."`
 
 	Backend string  `json:"backend,omitempty" enum:"qemu,libvirt" default:"qemu" doc:"What starts the VM."`
@@ -62,7 +62,7 @@ type Spec struct {
 	SVSM         *SVSM    `json:"svsm,omitempty" doc:"The SVSM image, on platform snp."`
 	Kernel       string   `json:"kernel,omitempty" kind:"path" doc:"Kernel for a direct boot."`
 	Initrd       string   `json:"initrd,omitempty" kind:"path" doc:"Initial RAM disk of the direct boot."`
-	Cmdline      string   `json:"cmdline,omitempty" max:"4096" doc:"Kernel command line of the direct boot: one line, measured as it stands."`
+	Cmdline      string   `json:"cmdline,omitempty" max:"2047" doc:"Kernel command line of the direct boot: one line, measured as it stands. Linux on x86 drops silently what is beyond 2047 bytes."`
 	KernelHashes string   `json:"kernel_hashes,omitempty" enum:"on,off" doc:"Measure kernel, initrd and command line into the launch digest. Default: on with a kernel, off without. Needs a firmware that checks them: an AmdSev build of OVMF."`
 
 	CPU         CPU    `json:"cpu,omitzero" doc:"The vCPUs."`
@@ -94,7 +94,7 @@ type Spec struct {
 type QEMU struct {
 	Binary  string `json:"binary,omitempty" kind:"program" default:"qemu-system-x86_64" doc:"The program: a name that is looked up in PATH, or a path."`
 	Accel   string `json:"accel,omitempty" enum:"kvm,tcg" doc:"Accelerator. Default: kvm on platform snp; tcg on platform sim, which works everywhere."`
-	Machine string `json:"machine,omitempty" pattern:"^(pc-)?q35(-[0-9]+\\.[0-9]+)?$" default:"q35" doc:"Machine type: q35 or a version of it, such as pc-q35-10.0. Part of what PCR 1 measures."`
+	Machine string `json:"machine,omitempty" pattern:"^(pc-)?q35(-[0-9]+\\.[0-9]+)?$" want:"q35, or a version of it such as pc-q35-10.0" default:"q35" doc:"Machine type: q35 or a version of it, such as pc-q35-10.0. Part of what PCR 1 measures."`
 }
 
 // Libvirt names a libvirt daemon.
@@ -115,7 +115,7 @@ type SVSM struct {
 
 // CPU describes the vCPUs.
 type CPU struct {
-	Model         string `json:"model,omitempty" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$" default:"EPYC-v4" doc:"QEMU's name of the CPU model. Its signature is measured."`
+	Model         string `json:"model,omitempty" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$" want:"a CPU model's name without options" default:"EPYC-v4" doc:"QEMU's name of the CPU model. Its signature is measured."`
 	Count         int    `json:"count,omitempty" min:"1" max:"512" default:"1" doc:"Number of vCPUs."`
 	Signature     uint32 `json:"signature,omitempty" max:"0xffffffff" doc:"CPUID 1.EAX that the model shows, for a model of which it is not known, such as host."`
 	GuestFeatures uint64 `json:"guest_features,omitempty" doc:"SEV_FEATURES as the host gives them. Default 0x1: SNPActive alone. 0x21 where KVM enables debug swap."`
@@ -157,7 +157,7 @@ type Network struct {
 	Type     string    `json:"type,omitempty" enum:"user,bridge,tap" required:"true" doc:"user: QEMU's own network, no rights needed. bridge: a bridge of the host. tap: an existing tap device."`
 	Bridge   string    `json:"bridge,omitempty" kind:"interface" doc:"The bridge, for type bridge."`
 	Device   string    `json:"device,omitempty" kind:"interface" doc:"The tap device, for type tap."`
-	MAC      string    `json:"mac,omitempty" pattern:"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$" doc:"MAC address, lower-case, unicast. Absent: QEMU's default."`
+	MAC      string    `json:"mac,omitempty" pattern:"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$" want:"a unicast MAC address in lower case, such as 52:54:00:12:34:56" doc:"MAC address, lower-case, unicast. Absent: QEMU's default."`
 	Forwards []Forward `json:"forwards,omitempty" doc:"Ports of the host that lead into the guest, for type user."`
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -62,7 +63,8 @@ func (s *source) has(path string) bool { return s != nil && s.lines[path] != 0 }
 type problems struct {
 	src  *source
 	list []error
-	more int // not listed
+	more int  // not listed
+	once bool // at most one problem a field
 }
 
 // report notes a problem. Beyond a number that a person reads, problems are only
@@ -80,6 +82,12 @@ func (p *problems) full() bool { return len(p.list) >= maxProblems }
 // add notes a problem. A field that is missing is reported at the line of what it
 // is missing from.
 func (p *problems) add(path, format string, args ...any) {
+	if p.once && slices.ContainsFunc(p.list, func(err error) bool {
+		var earlier *FieldError
+		return errors.As(err, &earlier) && earlier.Path == path
+	}) {
+		return
+	}
 	e := &FieldError{Path: path, Err: fmt.Errorf(format, args...)}
 	if p.src != nil {
 		e.File = p.src.name
