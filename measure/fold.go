@@ -74,6 +74,18 @@ func (s *Sequence) PrefixDigest() (Digest, error) {
 	return prefix.Walk(nil)
 }
 
+// VMSAChain returns the launch digest after each VMSA: element n-1 is that of n
+// vCPUs, since all but the last fold are the same for every count.
+func (s *Sequence) VMSAChain() ([]Digest, error) {
+	out := make([]Digest, 0, len(s.VMSAs))
+	_, err := s.Walk(func(u Update) {
+		if u.VMSA {
+			out = append(out, u.After)
+		}
+	})
+	return out, err
+}
+
 // Walk folds the sequence and calls visit for every page, in order. It returns
 // the launch digest. A nil visit is allowed.
 func (s *Sequence) Walk(visit func(Update)) (Digest, error) {

@@ -43,6 +43,17 @@ type LaunchOptions struct {
 	VMSAGPA uint64
 }
 
+// features is the SEV_FEATURES that the options mean.
+func (o *LaunchOptions) features() uint64 {
+	switch {
+	case o.Mode == measure.ModeSEVES:
+		return 0
+	case o.GuestFeatures == 0 && !o.RawFeatures:
+		return measure.FeatureSNPActive
+	}
+	return o.GuestFeatures
+}
+
 // Sequence returns what the AMD-SP is given at the launch of the image: its
 // pages, the sections of its metadata, the VMSAs. An image that could not start
 // is an error.
@@ -126,12 +137,7 @@ func (img *Image) vmsas(o LaunchOptions) ([]measure.Step, error) {
 	if img.ResetEIP == nil {
 		return nil, errNoResetBlock
 	}
-	c := measure.VCPU{VMM: o.VMM, Signature: o.CPUSignature, Features: o.GuestFeatures, NoFPU: o.NoFPU, ZeroRDX: o.ZeroRDX}
-	if o.Mode == measure.ModeSEVES {
-		c.Features = 0
-	} else if c.Features == 0 && !o.RawFeatures {
-		c.Features = measure.FeatureSNPActive
-	}
+	c := measure.VCPU{VMM: o.VMM, Signature: o.CPUSignature, Features: o.features(), NoFPU: o.NoFPU, ZeroRDX: o.ZeroRDX}
 	gpa := o.VMSAGPA
 	if gpa == 0 {
 		gpa = measure.VMSAGPA
