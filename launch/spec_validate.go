@@ -48,8 +48,11 @@ func (p *problems) field(f field, v reflect.Value, path string) {
 	if v.IsZero() && !p.src.has(path) {
 		if f.tag.Get("required") == "true" {
 			p.add(path, "missing%s", expectation(f))
+			return
 		}
-		return
+		if f.tag.Get("default") == "" {
+			return
+		}
 	}
 	if v.Kind() == reflect.Slice && v.Type() != reflect.TypeFor[measure.HexBytes]() {
 		if v.Len() == 0 {

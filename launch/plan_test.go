@@ -1,0 +1,375 @@
+package launch
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/evtpm/evtpm/measure"
+	"github.com/evtpm/evtpm/ovmf"
+	"github.com/evtpm/evtpm/ovmf/ovmftest"
+)
+
+// planDir makes a folder with the inputs of a spec and the spec itself, whose
+// lines replace or add to those of a plain one.
+func planDir(t testing.TB, lines ...string) (dir string, s *Spec) {
+	t.Helper()
+	dir = t.TempDir()
+	write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(ovmftest.AmdSev()))
+	write(t, filepath.Join(dir, "vmlinuz"), testKernel())
+	write(t, filepath.Join(dir, "initrd.cpio"), []byte("initrd"))
+	text := with(append([]string{"kernel: vmlinuz", "initrd: initrd.cpio"}, lines...)...)
+	path := write(t, filepath.Join(dir, "a.yaml"), []byte(text))
+	s, err := ReadSpec(path, SpecFileOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, s
+}
+
+func resolve(t testing.TB, s *Spec) *Plan {
+	t.Helper()
+	p, err := Resolve(context.Background(), s, ResolveOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// key makes a P-384 key in PEM.
+func key(t testing.TB, path string) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
+	return k
+}
+
+// TestResolve: a plan holds what its files held, and the digest of a launch with
+// them.
+func TestResolve(t *testing.T) {
+	dir, s := planDir(t, "cpu: {model: EPYC-Milan, count: 3, guest_features: 0x21}", "platform: snp", "host_data: "+strings.Repeat("0a", 32))
+	p := resolve(t, s)
+	read := func(name string) []byte {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	hashes := &measure.KernelHashes{Kernel: sha256.Sum256(testKernel()), Initrd: sha256.Sum256([]byte("initrd"))}
+	hashes.Cmdline = sha256.Sum256([]byte("quiet loglevel=0\x00"))
+	img, err := ovmf.Parse(read("OVMF.fd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq, err := img.Sequence(ovmf.LaunchOptions{VCPUs: 3, CPUSignature: 0xa00f11, GuestFeatures: 0x21, Hashes: hashes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := seq.LaunchDigest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]measure.Digest{digest}, p.Golden.LaunchDigests); d != "" {
+		t.Errorf("launch digests differ (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(hashes, p.Hashes); d != "" {
+		t.Errorf("kernel hashes differ (-want +got):\n%s", d)
+	}
+	g := p.Golden
+	if g.Name != "demo" || g.Platform != PlatformSNP || g.HostProfile != ProfileKVM || g.Policy != 0x30000 || !slices.Equal(g.HostData, s.HostData) || g.IDBlock != nil {
+		t.Errorf("found golden values %+v", g)
+	}
+	var names []string
+	for _, in := range p.Inputs() {
+		names = append(names, in.Name)
+	}
+	if d := cmp.Diff([]string{"firmware", "kernel", "initrd"}, names); d != "" {
+		t.Errorf("inputs differ (-want +got):\n%s", d)
+	}
+	want := []measure.GoldenInput{
+		{Name: "firmware", SHA256: sum(read("OVMF.fd"))},
+		{Name: "kernel", SHA256: hashes.Kernel[:]},
+		{Name: "initrd", SHA256: hashes.Initrd[:]},
+		{Name: "cmdline", Value: "quiet loglevel=0"},
+		{Name: "kernel_hashes", Value: "on"},
+		{Name: "cpu_model", Value: "EPYC-Milan"},
+		{Name: "cpu_count", Value: "3"},
+		{Name: "guest_features", Value: "0x21"},
+		{Name: "memory", Value: "256M"},
+	}
+	if d := cmp.Diff(want, g.Inputs); d != "" {
+		t.Errorf("inputs of the golden values differ (-want +got):\n%s", d)
+	}
+	if _, err := g.Encode(); err != nil {
+		t.Error(err)
+	}
+}
+
+func sum(data []byte) measure.HexBytes {
+	h := sha256.Sum256(data)
+	return h[:]
+}
+
+// TestResolveDigestDependsOn: what changes the launch digest, and what does not.
+func TestResolveDigestDependsOn(t *testing.T) {
+	digest := func(lines ...string) measure.Digest {
+		_, s := planDir(t, append([]string{"platform: snp"}, lines...)...)
+		return resolve(t, s).Golden.LaunchDigests[0]
+	}
+	base := digest()
+	for _, line := range []string{"cpu: {count: 2}", "cpu: {model: EPYC-Rome}", "cpu: {guest_features: 0x21}", "cmdline: quiet", "cpu: {model: host, signature: 0xa20f10}"} {
+		if digest(line) == base {
+			t.Errorf("%s: the launch digest stays the same", line)
+		}
+	}
+	for _, line := range []string{"memory: 512M", "policy: 0x20000", "host_data: " + strings.Repeat("01", 32), "name: other", "rng: true", "cpu: {model: EPYC-v1}"} {
+		if digest(line) != base {
+			t.Errorf("%s: the launch digest changes", line)
+		}
+	}
+	off := digest("kernel_hashes: off")
+	if off == base {
+		t.Error("kernel_hashes off: the launch digest stays the same")
+	}
+	if digest("kernel_hashes: off", "cmdline: other") != off {
+		t.Error("without kernel hashes the command line changes the launch digest")
+	}
+}
+
+// TestResolveRefuses: every missing or wrong file is reported at its line, all of
+// them at once where they can be known, and nothing stays open.
+func TestResolveRefuses(t *testing.T) {
+	plain := ovmftest.AmdSev()
+	plain.Entries = slices.DeleteFunc(plain.Entries, func(e ovmftest.Entry) bool { return e.GUID == ovmftest.HashTable })
+	for name, c := range map[string]struct {
+		lines []string
+		spoil func(dir string)
+		want  []string
+	}{
+		"several missing": {
+			spoil: func(dir string) {
+				os.Remove(filepath.Join(dir, "OVMF.fd"))
+				os.Remove(filepath.Join(dir, "initrd.cpio"))
+			},
+			want: []string{"a.yaml:4: firmware.path: ", "OVMF.fd: no such file", "a.yaml:6: initrd: ", "initrd.cpio: no such file"},
+		},
+		"empty kernel": {
+			spoil: func(dir string) { write(t, filepath.Join(dir, "vmlinuz"), nil) },
+			want:  []string{"a.yaml:5: kernel: ", "found an empty file"},
+		},
+		"firmware is something else": {
+			spoil: func(dir string) { write(t, filepath.Join(dir, "OVMF.fd"), make([]byte, 65536)) },
+			want:  []string{"a.yaml:4: firmware.path: ", "OVMF.fd: firmware has no table of GUIDs"},
+		},
+		"firmware without metadata": {
+			lines: []string{"kernel_hashes: off"},
+			spoil: func(dir string) {
+				i := ovmftest.AmdSev()
+				i.Metadata = nil
+				i.Entries = slices.DeleteFunc(i.Entries, func(e ovmftest.Entry) bool { return e.GUID == ovmftest.SEVMetadata })
+				write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(i))
+			},
+			want: []string{"a.yaml:4: firmware.path: ", "firmware has no SEV metadata"},
+		},
+		"I-10 kernel hashes without a place for them": {
+			spoil: func(dir string) { write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(plain)) },
+			want:  []string{"a.yaml:4: firmware.path: ", "no SEV hash table area", "AmdSev", "or set kernel_hashes: off, then the PCRs alone bind the kernel"},
+		},
+		"too many vCPUs are found before any file is opened": {
+			lines: []string{},
+			spoil: func(dir string) { os.Remove(filepath.Join(dir, "OVMF.fd")) },
+			want:  []string{"a.yaml:4: firmware.path"},
+		},
+		"ID key missing": {
+			lines: []string{"id_block: {id_key: id.pem, author_key: author.pem}"},
+			spoil: func(dir string) { write(t, filepath.Join(dir, "author.pem"), []byte("x")) },
+			want:  []string{"a.yaml:9: id_block.id_key: ", "id.pem: no such file", "a.yaml:9: id_block.author_key: ", "author.pem: private key: found PEM blocks"},
+		},
+		"ID key of another curve": {
+			lines: []string{"id_block: {id_key: id.pem}"},
+			spoil: func(dir string) {
+				k, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+				der, _ := x509.MarshalECPrivateKey(k)
+				write(t, filepath.Join(dir, "id.pem"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
+			},
+			want: []string{"a.yaml:9: id_block.id_key: ", "found curve P-256, expected P-384"},
+		},
+		"ID block of another size": {
+			lines: []string{"id_block: {block: b, auth: a}"},
+			spoil: func(dir string) {
+				write(t, filepath.Join(dir, "b"), make([]byte, 95))
+				write(t, filepath.Join(dir, "a"), []byte(base64.StdEncoding.EncodeToString(make([]byte, 4095))))
+			},
+			want: []string{"id_block.block: ", "found 95 bytes, expected 96, or their base64", "id_block.auth: ", "expected 4096, or their base64"},
+		},
+		"ID block of zeros": {
+			lines: []string{"id_block: {block: b, auth: a}"},
+			spoil: func(dir string) {
+				write(t, filepath.Join(dir, "b"), make([]byte, 96))
+				write(t, filepath.Join(dir, "a"), make([]byte, 4096))
+			},
+			want: []string{"id_block.block: ID block: found version 0, expected 1", "id_block.auth: "},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, s := planDir(t, c.lines...)
+			c.spoil(dir)
+			before := openFiles(t)
+			p, err := Resolve(t.Context(), s, ResolveOptions{})
+			if err == nil || p != nil {
+				t.Fatalf("found plan %v and error %v", p, err)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("found %v, expected %q in it", err, want)
+				}
+			}
+			var field *FieldError
+			if !errors.As(err, &field) {
+				t.Errorf("found a %T, expected a *FieldError in it", err)
+			}
+			if after := openFiles(t); after != before {
+				t.Errorf("found %d open descriptors, expected %d", after, before)
+			}
+		})
+	}
+	t.Run("invalid spec", func(t *testing.T) {
+		_, s := planDir(t)
+		s.CPU.Count = 0
+		if _, err := Resolve(t.Context(), s, ResolveOptions{}); err == nil || !strings.Contains(err.Error(), "cpu.count") {
+			t.Errorf("found %v, expected an error about cpu.count", err)
+		}
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		_, s := planDir(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		before := openFiles(t)
+		if _, err := Resolve(ctx, s, ResolveOptions{}); !errors.Is(err, context.Canceled) {
+			t.Errorf("found %v, expected context.Canceled", err)
+		}
+		if after := openFiles(t); after != before {
+			t.Errorf("found %d open descriptors, expected %d", after, before)
+		}
+	})
+}
+
+// TestPlanFilesClosed: a closed plan holds nothing open.
+func TestPlanFilesClosed(t *testing.T) {
+	_, s := planDir(t)
+	before := openFiles(t)
+	for range 20 {
+		p, err := Resolve(t.Context(), s, ResolveOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(p.Close(), p.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := openFiles(t); after != before {
+		t.Errorf("found %d open descriptors, expected %d", after, before)
+	}
+}
+
+// TestIDBlock: the block names this launch, and its signatures hold.
+func TestIDBlock(t *testing.T) {
+	dir, s := planDir(t, "id_block: {id_key: id.pem, author_key: author.pem, family_id: 000102030405060708090a0b0c0d0e0f, image_id: ffffffffffffffffffffffffffffffff, svn: 7}", "policy: {abi_major: 1}")
+	idKey, authorKey := key(t, filepath.Join(dir, "id.pem")), key(t, filepath.Join(dir, "author.pem"))
+	p := resolve(t, s)
+	block, err := measure.ParseIDBlock(p.IDBlock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &measure.IDBlock{LaunchDigest: p.Golden.LaunchDigests[0], GuestSVN: 7, Policy: 0x30100}
+	copy(want.FamilyID[:], s.IDBlock.FamilyID)
+	copy(want.ImageID[:], s.IDBlock.ImageID)
+	if d := cmp.Diff(want, block); d != "" {
+		t.Errorf("ID block differs (-want +got):\n%s", d)
+	}
+	auth, err := measure.ParseIDAuth(p.IDAuth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := auth.Verify(block); err != nil {
+		t.Error(err)
+	}
+	if !auth.IDKey.Equal(&idKey.PublicKey) || !auth.AuthorKey.Equal(&authorKey.PublicKey) || !p.AuthorKey {
+		t.Error("keys of the ID authentication information are not those of the spec")
+	}
+	idDigest, _ := measure.IDKeyDigest(&idKey.PublicKey)
+	authorDigest, _ := measure.IDKeyDigest(&authorKey.PublicKey)
+	golden := &measure.GoldenIDBlock{FamilyID: s.IDBlock.FamilyID, ImageID: s.IDBlock.ImageID, GuestSVN: 7, IDKeyDigest: idDigest, AuthorKeyDigest: &authorDigest}
+	if d := cmp.Diff(golden, p.Golden.IDBlock); d != "" {
+		t.Errorf("golden values differ (-want +got):\n%s", d)
+	}
+	if again := resolve(t, s); !slices.Equal(again.IDAuth, p.IDAuth) {
+		t.Error("two resolutions sign differently: not deterministic")
+	}
+	if data, _, err := p.Handover(); err != nil || strings.Contains(string(data), "PRIVATE KEY") {
+		t.Errorf("the handed-over plan holds a private key (%v)", err)
+	}
+
+	// The same block, ready made, raw and in base64.
+	encoded := base64.StdEncoding.EncodeToString(p.IDAuth)
+	for name, files := range map[string][2][]byte{
+		"raw":    {p.IDBlock, p.IDAuth},
+		"base64": {[]byte(base64.StdEncoding.EncodeToString(p.IDBlock) + "\n"), []byte(encoded[:76] + "\n" + encoded[76:])},
+	} {
+		dir, s := planDir(t, "id_block: {block: b, auth: a}", "policy: {abi_major: 1}")
+		write(t, filepath.Join(dir, "b"), files[0])
+		write(t, filepath.Join(dir, "a"), files[1])
+		q := resolve(t, s)
+		if !slices.Equal(q.IDBlock, p.IDBlock) || !slices.Equal(q.IDAuth, p.IDAuth) || !q.AuthorKey {
+			t.Errorf("%s: the ready-made block is not taken as it is", name)
+		}
+	}
+
+	// C-11: a block of another launch, of another policy, and one that was changed.
+	dir, s = planDir(t, "id_block: {block: b, auth: a}", "cmdline: other")
+	changed := slices.Clone(p.IDAuth)
+	changed[0x50] ^= 1 // in the signature of the block
+	write(t, filepath.Join(dir, "b"), p.IDBlock)
+	write(t, filepath.Join(dir, "a"), changed)
+	_, err = Resolve(t.Context(), s, ResolveOptions{})
+	for _, want := range []string{"id_block.block: found launch digest", "id_block.block: found policy 0x30100, expected 0x30000", "id_block.auth: "} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("found %v, expected %q in it", err, want)
+		}
+	}
+}
+
+// TestIDBlockWithoutAuthorKey: the author key is optional.
+func TestIDBlockWithoutAuthorKey(t *testing.T) {
+	dir, s := planDir(t, "id_block: {id_key: id.pem}")
+	key(t, filepath.Join(dir, "id.pem"))
+	p := resolve(t, s)
+	if p.AuthorKey || p.Golden.IDBlock.AuthorKeyDigest != nil {
+		t.Errorf("found an author key in %+v", p.Golden.IDBlock)
+	}
+}
+
+// testKernel is not a kernel, only bytes.
+func testKernel() []byte { return []byte("kernel") }
