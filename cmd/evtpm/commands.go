@@ -5,7 +5,10 @@ import "github.com/urfave/cli/v2"
 // commands lists every command, in the order of the help text. Each lives in a
 // file of its own name.
 func commands(u *ui) []*cli.Command {
-	return []*cli.Command{
+	return append(machineCommands(u), []*cli.Command{
+		attestCommand(u),
+		renderCommand(u),
+		measureCommand(u),
 		initramfsCommand(u),
-	}
+	}...)
 }

@@ -1,0 +1,634 @@
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/evtpm/evtpm/hostcpu"
+	"github.com/evtpm/evtpm/inputfile"
+	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/measure"
+	"github.com/evtpm/evtpm/measure/explain"
+	"github.com/evtpm/evtpm/measure/fromvm"
+	"github.com/evtpm/evtpm/ovmf"
+)
+
+// Modes of sev-snp-measure that are not generations of SEV.
+const (
+	modeOVMFHash measure.Mode = "snp:ovmf-hash"
+	modeSVSMBin  measure.Mode = "snp:svsm"
+)
+
+// launchFlags describe a launch without a spec: sev-snp-measure's flags, and
+// some of our own.
+func launchFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "mode", Usage: "sev, seves, snp, snp:ovmf-hash or snp:svsm"},
+		&cli.IntFlag{Name: "vcpus", Usage: "number of vCPUs"},
+		&cli.StringFlag{Name: "vcpu-type", Usage: "CPU model of QEMU, or host for this machine's processor"},
+		&cli.StringFlag{Name: "vcpu-sig", Usage: "CPUID 1.EAX of the vCPUs"},
+		&cli.IntFlag{Name: "vcpu-family", Usage: "family of the vCPUs, with --vcpu-model and --vcpu-stepping"},
+		&cli.IntFlag{Name: "vcpu-model", Usage: "model number of the vCPUs"},
+		&cli.IntFlag{Name: "vcpu-stepping", Usage: "stepping of the vCPUs"},
+		&cli.StringFlag{Name: "vmm-type", Value: "QEMU", Usage: "QEMU, ec2 or gce"},
+		&cli.StringFlag{Name: "ovmf", Usage: "firmware `FILE`"},
+		&cli.StringFlag{Name: "kernel", Usage: "kernel `FILE` of a measured direct boot"},
+		&cli.StringFlag{Name: "initrd", Usage: "initrd `FILE`, with --kernel"},
+		&cli.StringFlag{Name: "append", Usage: "kernel command `LINE`, with --kernel"},
+		&cli.StringFlag{Name: "kernel-hash", Usage: "SHA-256 of the kernel, instead of the file"},
+		&cli.StringFlag{Name: "initrd-hash", Usage: "SHA-256 of the initrd, instead of the file"},
+		&cli.StringFlag{Name: "guest-features", Value: "0x1", Usage: "SEV_FEATURES of the vCPUs"},
+		&cli.StringFlag{Name: "snp-ovmf-hash", Usage: "precomputed `HASH` of the firmware, whose metadata --ovmf gives; or a file that mode snp:ovmf-hash wrote with -o json, without --ovmf"},
+		&cli.StringFlag{Name: "svsm", Usage: "svsm.bin `FILE`, for mode snp:svsm"},
+		&cli.Int64Flag{Name: "vars-size", Usage: "size of the variable store in bytes, for mode snp:svsm"},
+		&cli.StringFlag{Name: "vars-file", Usage: "variable store `FILE`, instead of its size"},
+		&cli.StringFlag{Name: "legacy-vm-type", Value: "off", Usage: "on: SEV-ES as QEMU starts it by default, without x87 and SSE state in the VMSAs; for SNP, kernels before the upstream ones"},
+		&cli.StringFlag{Name: "ec2-rdx", Value: "0x600", Usage: "RDX of EC2's vCPUs: 0x600, or 0 for VMs launched long ago"},
+		&cli.StringFlag{Name: "policy", Value: "0x30000", Usage: "guest policy, for the golden values"},
+		&cli.StringFlag{Name: "from-qemu", Usage: "take the parameters from a QEMU command `LINE`; @FILE reads it from a file, such as @/proc/PID/cmdline"},
+		&cli.StringFlag{Name: "from-libvirt", Usage: "take the parameters from the XML of a libvirt domain in `FILE`"},
+	}
+}
+
+// launchInput is what flags or a spec say of a launch.
+type launchInput struct {
+	explain.Launch
+	mode measure.Mode // Options.Mode, or one of sev-snp-measure's own
+
+	svsm *ovmf.Image // svsm.bin, with its options
+	vars int64
+
+	policy   uint64
+	platform string
+	files    []measure.GoldenInput
+
+	plan *launch.Plan // of a spec; nil with flags alone
+}
+
+func (l *launchInput) close() {
+	if l.plan != nil {
+		l.plan.Close()
+	}
+}
+
+// readLaunch reads a launch from the command's argument or its flags.
+func (u *ui) readLaunch(c *cli.Context) (*launchInput, error) {
+	if c.NArg() > 0 {
+		path, err := oneArg(c, "a spec")
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range launchFlags() {
+			if name := f.Names()[0]; c.IsSet(name) {
+				return nil, fmt.Errorf("--%s: found beside a spec, expected one of them", name)
+			}
+		}
+		return specLaunch(c, path)
+	}
+	p, err := u.parameters(c)
+	if err != nil {
+		return nil, err
+	}
+	return p.read(u)
+}
+
+// specLaunch resolves a spec.
+func specLaunch(c *cli.Context, path string) (*launchInput, error) {
+	spec, err := launch.ReadSpec(path, launch.SpecFileOptions{AnyOwner: true})
+	if err != nil {
+		return nil, err
+	}
+	plan, err := launch.Resolve(c.Context, spec, launch.ResolveOptions{})
+	if err != nil {
+		return nil, err
+	}
+	l := &launchInput{plan: plan, mode: measure.ModeSNP, policy: uint64(spec.Policy), platform: spec.Platform}
+	l.Options = ovmf.LaunchOptions{Mode: measure.ModeSNP, VMM: measure.VMMQEMU, VCPUs: spec.CPU.Count, CPUSignature: spec.CPU.Signature, GuestFeatures: spec.CPU.GuestFeatures, RawFeatures: true}
+	if l.Options.CPUSignature == 0 {
+		// Resolved by the plan already: the name is known.
+		l.Options.CPUSignature, _ = measure.CPUSignature(spec.CPU.Model)
+	}
+	l.CPUModel = spec.CPU.Model
+	l.Firmware, l.FirmwareName = plan.Image, spec.Firmware.Path
+	if plan.Hashes != nil {
+		l.Boot = &explain.Boot{Kernel: plan.Hashes.Kernel, KernelName: spec.Kernel, Initrd: plan.Hashes.Initrd, InitrdName: spec.Initrd, Cmdline: spec.Cmdline}
+	}
+	if plan.Image != nil {
+		own, err := l.Sequence()
+		if err != nil {
+			plan.Close()
+			return nil, err
+		}
+		l.Append = plan.Sequence.Steps[min(len(own.Steps), len(plan.Sequence.Steps)):]
+	}
+	return l, nil
+}
+
+// parameters are the flags of a launch, taken apart.
+type parameters struct {
+	mode            measure.Mode
+	options         ovmf.LaunchOptions
+	cpuName         string
+	ovmf            string
+	ovmfHash        string
+	kernel, initrd  string
+	kernelHash      string
+	initrdHash      string
+	cmdline         string
+	measureKernel   bool
+	svsm            string
+	vars            int64
+	policy          uint64
+	platform        string
+	legacyUnspoken  bool // SEV-ES by flags: QEMU's default is the other one
+	legacyRequested bool
+}
+
+func (u *ui) parameters(c *cli.Context) (*parameters, error) {
+	p := &parameters{platform: "snp"}
+	if c.IsSet("platform") {
+		p.platform = c.String("platform")
+	}
+	vm, err := u.fromVM(c)
+	if err != nil {
+		return nil, err
+	}
+	if vm == nil {
+		vm = &fromvm.VM{}
+	}
+	text := func(flag, other string) string {
+		if c.IsSet(flag) || other == "" {
+			return c.String(flag)
+		}
+		return other
+	}
+	p.mode = measure.Mode(text("mode", string(vm.Mode)))
+	switch p.mode {
+	case measure.ModeSNP, measure.ModeSEV, measure.ModeSEVES, modeOVMFHash, modeSVSMBin:
+	case "":
+		return nil, fmt.Errorf("%s: expected a spec, or --mode with the launch's parameters", c.Command.HelpName)
+	default:
+		return nil, fmt.Errorf("--mode: found %q, expected sev, seves, snp, snp:ovmf-hash or snp:svsm", p.mode)
+	}
+	p.ovmf, p.ovmfHash = text("ovmf", vm.Firmware), c.String("snp-ovmf-hash")
+	if p.ovmfHash != "" && p.mode != measure.ModeSNP {
+		return nil, errors.New("--snp-ovmf-hash: expected --mode snp: only there can a hash be continued")
+	}
+	if p.mode == modeOVMFHash {
+		return p, p.needOVMF()
+	}
+	p.options.Mode = p.mode
+	if p.mode == modeSVSMBin {
+		p.options.Mode = measure.ModeSNP
+	}
+	if p.options.VMM, err = measure.ParseVMM(c.String("vmm-type")); err != nil {
+		return nil, fmt.Errorf("--vmm-type: %w", err)
+	}
+	if err := p.cpus(c, vm); err != nil {
+		return nil, err
+	}
+	if err := p.boot(c, vm, text); err != nil {
+		return nil, err
+	}
+	p.options.GuestFeatures, p.options.RawFeatures = vm.GuestFeatures, true
+	if c.IsSet("guest-features") || vm.Mode == "" {
+		if p.options.GuestFeatures, err = parseNumber("guest-features", c.String("guest-features"), 64); err != nil {
+			return nil, err
+		}
+	}
+	p.policy = vm.Policy
+	if c.IsSet("policy") || vm.Mode == "" {
+		if p.policy, err = parseNumber("policy", c.String("policy"), 64); err != nil {
+			return nil, err
+		}
+	}
+	if p.options.NoFPU, err = parseOnOff("legacy-vm-type", text("legacy-vm-type", map[bool]string{true: "on"}[vm.LegacyVMType])); err != nil {
+		return nil, err
+	}
+	p.legacyUnspoken = p.mode == measure.ModeSEVES && p.options.VMM == measure.VMMQEMU && vm.Mode == "" && !c.IsSet("legacy-vm-type")
+	switch v := c.String("ec2-rdx"); v {
+	case "0x600":
+	case "0", "0x0":
+		p.options.ZeroRDX = true
+	default:
+		return nil, fmt.Errorf("--ec2-rdx: found %q, expected 0x600 or 0", v)
+	}
+	if p.mode == modeSVSMBin {
+		if err := p.svsmBin(c); err != nil {
+			return nil, err
+		}
+	}
+	return p, p.needOVMF()
+}
+
+// fromVM reads the parameters of a VM that somebody runs; nil when none is named.
+func (u *ui) fromVM(c *cli.Context) (*fromvm.VM, error) {
+	line, file := c.String("from-qemu"), c.String("from-libvirt")
+	var vm *fromvm.VM
+	var err error
+	switch {
+	case line != "" && file != "":
+		return nil, errors.New("--from-qemu and --from-libvirt: found both, expected one of them")
+	case file != "":
+		var doc []byte
+		if doc, err = u.readInput(file, inputfile.MaxDocument); err != nil {
+			return nil, err
+		}
+		if vm, err = fromvm.Libvirt(doc); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+	case line != "":
+		if name, ok := strings.CutPrefix(line, "@"); ok {
+			doc, err := readCommandLine(name)
+			if err != nil {
+				return nil, err
+			}
+			line = string(doc)
+		}
+		if vm, err = fromvm.QEMU(line); err != nil {
+			return nil, fmt.Errorf("--from-qemu: %w", err)
+		}
+	default:
+		return nil, nil
+	}
+	for _, w := range vm.Warnings {
+		u.warn("%s", w)
+	}
+	if vm.IGVM != "" {
+		return nil, fmt.Errorf("the VM starts from an IGVM file: see evtpm svsm measure --vcpus %d %q", vm.VCPUs, vm.IGVM)
+	}
+	return vm, nil
+}
+
+// readCommandLine reads a file of /proc, whose size is only known when it has
+// been read, or an ordinary one.
+func readCommandLine(name string) ([]byte, error) {
+	f, _, err := inputfile.Open(name, inputfile.MaxDocument)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return inputfile.ReadAll(f, name, inputfile.MaxDocument)
+}
+
+// readInput reads a file, or standard input for "-".
+func (u *ui) readInput(name string, limit int64) ([]byte, error) {
+	if name == "-" {
+		return inputfile.ReadAll(u.in, "standard input", limit)
+	}
+	return inputfile.Read(name, limit)
+}
+
+func (p *parameters) needOVMF() error {
+	isFile := p.ovmfHash != "" && len(p.ovmfHash) != 2*measure.DigestSize
+	switch {
+	case p.ovmf == "" && !isFile:
+		return errors.New("--ovmf: expected the firmware's file")
+	case p.ovmf != "" && isFile:
+		return fmt.Errorf("--snp-ovmf-hash: %q brings its own metadata: --ovmf is not wanted beside it", p.ovmfHash)
+	}
+	return nil
+}
+
+// cpus reads the number of vCPUs and their signature.
+func (p *parameters) cpus(c *cli.Context, vm *fromvm.VM) error {
+	p.options.VCPUs = vm.VCPUs
+	if c.IsSet("vcpus") {
+		p.options.VCPUs = c.Int("vcpus")
+	}
+	if p.options.Mode == measure.ModeSEV {
+		return nil // measures no vCPU
+	}
+	if p.options.VCPUs == 0 && !c.IsSet("vcpus") && !c.IsSet("matrix") {
+		return fmt.Errorf("--vcpus: expected a number of vCPUs for mode %s", p.mode)
+	}
+	if p.options.VCPUs < 0 || p.options.VCPUs > measure.MaxVCPUs || p.options.VCPUs == 0 && c.IsSet("vcpus") {
+		return fmt.Errorf("--vcpus: found %d, expected 1 to %d", p.options.VCPUs, measure.MaxVCPUs)
+	}
+	var err error
+	switch {
+	// In sev-snp-measure's order, where more than one is given.
+	case c.IsSet("vcpu-family"):
+		if !c.IsSet("vcpu-model") || !c.IsSet("vcpu-stepping") {
+			return errors.New("--vcpu-family: expected --vcpu-model and --vcpu-stepping beside it")
+		}
+		p.options.CPUSignature, err = measure.SignatureOf(c.Int("vcpu-family"), c.Int("vcpu-model"), c.Int("vcpu-stepping"))
+	case c.IsSet("vcpu-sig"):
+		var n uint64
+		n, err = parseNumber("vcpu-sig", c.String("vcpu-sig"), 32)
+		p.options.CPUSignature = uint32(n)
+	case c.IsSet("vcpu-type"):
+		p.cpuName = c.String("vcpu-type")
+		p.options.CPUSignature, err = cpuSignature(p.cpuName)
+	case vm.Mode != "":
+		p.cpuName = vm.CPUModel
+		p.options.CPUSignature, err = vmSignature(vm)
+	case p.options.VMM == measure.VMMQEMU && !c.IsSet("matrix"):
+		return fmt.Errorf("--vcpu-type: expected a CPU model, or --vcpu-sig or --vcpu-family, for mode %s", p.mode)
+	}
+	return err
+}
+
+// cpuSignature is a model's signature; "host" is this machine's.
+func cpuSignature(model string) (uint32, error) {
+	if model == "host" || model == "max" {
+		sig, err := hostcpu.Signature()
+		if err != nil {
+			return 0, fmt.Errorf("CPU model %q: %w; give --vcpu-sig", model, err)
+		}
+		return sig, nil
+	}
+	return measure.CPUSignature(model)
+}
+
+func vmSignature(vm *fromvm.VM) (uint32, error) {
+	if vm.CPUModel == "host" || vm.CPUModel == "max" {
+		sig, err := cpuSignature(vm.CPUModel)
+		if err != nil {
+			return 0, err
+		}
+		family, model, stepping := measure.SplitSignature(sig)
+		for from, into := range map[*int]*int{vm.Family: &family, vm.Model: &model, vm.Stepping: &stepping} {
+			if from != nil {
+				*into = *from
+			}
+		}
+		return measure.SignatureOf(family, model, stepping)
+	}
+	return vm.Signature()
+}
+
+// boot reads what a direct boot loads.
+func (p *parameters) boot(c *cli.Context, vm *fromvm.VM, text func(flag, other string) string) error {
+	p.kernel, p.initrd, p.cmdline = text("kernel", vm.Kernel), text("initrd", vm.Initrd), text("append", vm.Cmdline)
+	p.kernelHash, p.initrdHash = c.String("kernel-hash"), c.String("initrd-hash")
+	if c.IsSet("kernel-hash") && !c.IsSet("kernel") {
+		p.kernel = ""
+	}
+	if c.IsSet("initrd-hash") && !c.IsSet("initrd") {
+		p.initrd = ""
+	}
+	hasKernel := p.kernel != "" || p.kernelHash != ""
+	switch {
+	case p.kernel != "" && p.kernelHash != "":
+		return errors.New("--kernel-hash: found beside --kernel, expected one of them")
+	case p.initrd != "" && p.initrdHash != "":
+		return errors.New("--initrd-hash: found beside --initrd, expected one of them")
+	case p.initrd != "" && !hasKernel, p.initrdHash != "" && !hasKernel:
+		return errors.New("--initrd: expected --kernel beside it")
+	case p.cmdline != "" && !hasKernel:
+		return errors.New("--append: expected --kernel beside it")
+	case p.mode == modeSVSMBin && hasKernel:
+		return errors.New("--kernel: mode snp:svsm measures no kernel")
+	}
+	p.measureKernel = hasKernel
+	if vm.Mode != "" && !c.IsSet("kernel") && !c.IsSet("kernel-hash") {
+		p.measureKernel = vm.KernelHashes
+		if vm.KernelHashes && !hasKernel {
+			return errors.New("the VM has kernel-hashes=on without a kernel: QEMU fails an assertion (kernel_hashes_data)")
+		}
+	}
+	return nil
+}
+
+func (p *parameters) svsmBin(c *cli.Context) error {
+	if p.options.VMM != measure.VMMQEMU {
+		return fmt.Errorf("--vmm-type: found %s, expected QEMU: only it has been known to start an svsm.bin", p.options.VMM)
+	}
+	if p.svsm = c.String("svsm"); p.svsm == "" {
+		return errors.New("--svsm: expected the SVSM's file for mode snp:svsm")
+	}
+	switch {
+	case c.IsSet("vars-file") && c.IsSet("vars-size"):
+		return errors.New("--vars-file: found beside --vars-size, expected one of them")
+	case c.IsSet("vars-file"):
+		f, size, err := inputfile.Open(c.String("vars-file"), inputfile.MaxFirmware)
+		if err != nil {
+			return fmt.Errorf("--vars-file: %w", err)
+		}
+		p.vars = size
+		return f.Close()
+	case c.IsSet("vars-size"):
+		p.vars = c.Int64("vars-size")
+		return nil
+	}
+	return errors.New("--vars-size: expected the size of the variable store, or --vars-file, for mode snp:svsm")
+}
+
+// read reads the files that the parameters name, all at the same time.
+func (p *parameters) read(u *ui) (*launchInput, error) {
+	if p.legacyUnspoken {
+		u.warn("SEV-ES as sev-snp-measure computes it; QEMU's default start leaves x87 and SSE state out of the VMSAs: --legacy-vm-type on")
+	}
+	l := &launchInput{mode: p.mode, vars: p.vars, policy: p.policy, platform: p.platform}
+	l.Options, l.CPUModel, l.FirmwareName = p.options, p.cpuName, p.ovmf
+	boot := explain.Boot{KernelName: p.kernel, Initrd: measure.NoInitrd, InitrdName: p.initrd, Cmdline: p.cmdline}
+	var errs [4]error
+	var wg sync.WaitGroup
+	wg.Go(func() { errs[0] = p.readFirmware(u, l) })
+	if p.svsm != "" {
+		wg.Go(func() {
+			var data []byte
+			if data, errs[1] = inputfile.Read(p.svsm, inputfile.MaxFirmware); errs[1] == nil {
+				if l.svsm, errs[1] = ovmf.Parse(data); errs[1] != nil {
+					errs[1] = fmt.Errorf("%s: %w", p.svsm, errs[1])
+				}
+			}
+		})
+	}
+	if p.measureKernel {
+		wg.Go(func() { errs[2] = hashOf("kernel-hash", p.kernelHash, p.kernel, inputfile.MaxKernel, &boot.Kernel) })
+		if p.initrd != "" || p.initrdHash != "" {
+			wg.Go(func() { errs[3] = hashOf("initrd-hash", p.initrdHash, p.initrd, inputfile.MaxInitrd, &boot.Initrd) })
+		}
+	}
+	wg.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	if p.measureKernel {
+		l.Boot = &boot
+	}
+	l.describe(p)
+	return l, nil
+}
+
+// hashOf takes a file's SHA-256, or reads it from a flag.
+func hashOf(flag, text, path string, limit int64, into *[32]byte) (err error) {
+	if path != "" {
+		*into, err = inputfile.SHA256(path, limit)
+		return err
+	}
+	sum, err := hex.DecodeString(text)
+	if err != nil || len(sum) != len(into) {
+		return fmt.Errorf("--%s: found %q, expected 64 hexadecimal digits", flag, text)
+	}
+	copy(into[:], sum)
+	return nil
+}
+
+func (p *parameters) readFirmware(u *ui, l *launchInput) error {
+	if p.ovmf == "" {
+		doc, err := inputfile.Read(p.ovmfHash, inputfile.MaxDocument)
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("--snp-ovmf-hash: found neither 96 hexadecimal digits nor a file: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		if l.Firmware, err = ovmf.ParsePrecomputed(doc); err != nil {
+			return fmt.Errorf("%s: %w", p.ovmfHash, err)
+		}
+		return nil
+	}
+	data, err := inputfile.Read(p.ovmf, inputfile.MaxFirmware)
+	if err != nil {
+		return err
+	}
+	if l.Firmware, err = imageOf(data, p.mode, p.measureKernel); err != nil {
+		return fmt.Errorf("%s: %w", p.ovmf, err)
+	}
+	if p.ovmfHash == "" {
+		return nil
+	}
+	var hash measure.Digest
+	if err := hash.UnmarshalText([]byte(p.ovmfHash)); err != nil {
+		return fmt.Errorf("--snp-ovmf-hash: %w", err)
+	}
+	own, err := l.Firmware.Hash()
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.ovmf, err)
+	}
+	if own != hash {
+		u.warn("--snp-ovmf-hash: not the hash of %s (%s): its metadata may not be that of the firmware that was hashed", p.ovmf, own)
+	}
+	l.Firmware.Data, l.Firmware.Prefix = nil, hash
+	return nil
+}
+
+// sequence is what is launched.
+func (l *launchInput) sequence() (*measure.Sequence, error) {
+	switch {
+	case l.plan != nil:
+		return l.plan.Sequence, nil
+	case l.svsm != nil:
+		return l.Firmware.SVSMSequence(l.svsm, ovmf.SVSMOptions{VarsSize: l.vars, VCPUs: l.Options.VCPUs, CPUSignature: l.Options.CPUSignature})
+	}
+	seq, err := l.Sequence()
+	if err != nil && l.FirmwareName != "" {
+		return nil, fmt.Errorf("%s: %w", l.FirmwareName, err)
+	}
+	return seq, err
+}
+
+// describe notes what the golden values derive from.
+func (l *launchInput) describe(p *parameters) {
+	value := func(name, v string) {
+		if v != "" {
+			l.files = append(l.files, measure.GoldenInput{Name: name, Value: v})
+		}
+	}
+	value("mode", string(p.mode))
+	value("firmware", p.ovmf+p.ovmfHash[:min(len(p.ovmfHash), 2*measure.DigestSize)])
+	if l.Boot != nil {
+		l.files = append(l.files, measure.GoldenInput{Name: "kernel", SHA256: l.Boot.Kernel[:], Value: l.Boot.KernelName})
+		if l.Boot.Initrd != measure.NoInitrd {
+			l.files = append(l.files, measure.GoldenInput{Name: "initrd", SHA256: l.Boot.Initrd[:], Value: l.Boot.InitrdName})
+		}
+		value("cmdline", l.Boot.Cmdline)
+	}
+	value("vcpus", strconv.Itoa(l.Options.VCPUs))
+	if l.Options.VMM == measure.VMMQEMU {
+		value("cpu_model", l.CPUModel)
+		value("cpu_signature", fmt.Sprintf("%#x", l.Options.CPUSignature))
+	}
+	value("guest_features", fmt.Sprintf("%#x", l.Options.GuestFeatures))
+}
+
+// profile names the rules by which the host measures.
+func (l *launchInput) profile() string {
+	if l.plan != nil {
+		return l.plan.Spec.HostProfile
+	}
+	profile := "kvm"
+	if l.Options.VMM != measure.VMMQEMU && l.Options.VMM != "" {
+		profile = string(l.Options.VMM)
+	}
+	switch {
+	case l.svsm != nil:
+		profile = "coconut-svsm-bin"
+	case l.Options.NoFPU:
+		profile += "-legacy-vm-type"
+	case l.Options.ZeroRDX:
+		profile += "-zero-rdx"
+	}
+	return profile
+}
+
+// profileText is the profile and the vCPUs in words.
+func (l *launchInput) profileText() string {
+	if l.Options.Mode == measure.ModeSEV {
+		return l.profile()
+	}
+	cpu := l.CPUModel
+	if cpu == "" {
+		cpu = fmt.Sprintf("signature %#x", l.Options.CPUSignature)
+	}
+	if l.Options.VMM != measure.VMMQEMU {
+		cpu = "vCPUs as " + string(l.Options.VMM) + " starts them"
+	}
+	text := fmt.Sprintf("%s, %d vCPUs, %s", l.profile(), l.Options.VCPUs, cpu)
+	if l.Options.Mode == measure.ModeSNP && l.svsm == nil {
+		text += ", guest features " + explain.FeatureText(l.Options.GuestFeatures)
+	}
+	return text
+}
+
+// verboseMode names the mode as sev-snp-measure's --verbose does.
+func (l *launchInput) verboseMode() string {
+	return map[measure.Mode]string{measure.ModeSEV: "SEV", measure.ModeSEVES: "SEV_ES", measure.ModeSNP: "SEV_SNP", modeSVSMBin: "SEV_SNP_SVSM"}[l.mode]
+}
+
+// golden is the launch as golden values.
+func (l *launchInput) golden(seq *measure.Sequence) (*measure.Golden, error) {
+	if l.plan != nil {
+		return l.plan.Golden, nil
+	}
+	digest, err := seq.LaunchDigest()
+	if err != nil {
+		return nil, err
+	}
+	return &measure.Golden{
+		Schema:        measure.GoldenSchema,
+		Platform:      l.platform,
+		HostProfile:   l.profile(),
+		LaunchDigests: []measure.Digest{digest},
+		Policy:        l.policy,
+		Inputs:        l.files,
+	}, nil
+}
+
+func parseNumber(flag, text string, bits int) (uint64, error) {
+	n, err := strconv.ParseUint(text, 0, bits)
+	if err != nil {
+		return 0, fmt.Errorf("--%s: found %q, expected a number of at most %d bits", flag, text, bits)
+	}
+	return n, nil
+}
+
+func parseOnOff(flag, text string) (bool, error) {
+	switch text {
+	case "on":
+		return true, nil
+	case "off":
+		return false, nil
+	}
+	return false, fmt.Errorf("--%s: found %q, expected on or off", flag, text)
+}
