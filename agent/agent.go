@@ -57,9 +57,10 @@ type Options struct {
 	// means none. [EventLog] is Linux's.
 	EventLog func() ([]byte, error)
 
-	// FrameTimeout bounds the time from the first byte of a frame to its last,
-	// and the writing of an answer; zero means 20 s.
-	FrameTimeout time.Duration
+	// ReadTimeout bounds the time from the first byte of a request to its last;
+	// zero means 5 s. WriteTimeout bounds the writing of an answer; zero means
+	// 20 s.
+	ReadTimeout, WriteTimeout time.Duration
 }
 
 // Agent answers challenges. It is safe for concurrent use; challenges are
@@ -80,8 +81,11 @@ func New(o Options) (*Agent, error) {
 	case o.BootID == nil:
 		return nil, errors.New("agent: no boot id")
 	}
-	if o.FrameTimeout == 0 {
-		o.FrameTimeout = 20 * time.Second
+	if o.ReadTimeout == 0 {
+		o.ReadTimeout = 5 * time.Second
+	}
+	if o.WriteTimeout == 0 {
+		o.WriteTimeout = 20 * time.Second
 	}
 	return &Agent{o: o, tpm: &vtpm{tpm: o.TPM}, turn: make(chan struct{}, 1)}, nil
 }
@@ -219,7 +223,7 @@ func (a *Agent) take(ctx context.Context) error {
 func (a *Agent) release() { <-a.turn }
 
 // readRequest waits for a frame: idle for its first byte (zero: without end),
-// then FrameTimeout for the rest.
+// then ReadTimeout for the rest.
 func (a *Agent) readRequest(conn net.Conn, idle time.Duration) (evidence.FrameType, []byte, error) {
 	var deadline time.Time
 	if idle > 0 {
@@ -232,7 +236,7 @@ func (a *Agent) readRequest(conn net.Conn, idle time.Duration) (evidence.FrameTy
 	if _, err := io.ReadFull(conn, first[:]); err != nil {
 		return 0, nil, fmt.Errorf("wait for a request: %w", err)
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(a.o.FrameTimeout)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(a.o.ReadTimeout)); err != nil {
 		return 0, nil, err
 	}
 	return evidence.ReadFrame(&prefixed{first: first[:], rest: conn}, maxRequest)
@@ -253,13 +257,13 @@ func (p *prefixed) Read(b []byte) (int, error) {
 	return p.rest.Read(b)
 }
 
-// send writes one frame within FrameTimeout.
+// send writes one frame within WriteTimeout.
 func (a *Agent) send(conn net.Conn, t evidence.FrameType, message any) error {
 	payload, err := json.Marshal(message)
 	if err != nil {
 		return fmt.Errorf("encode message: %w", err)
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(a.o.FrameTimeout)); err != nil {
+	if err := conn.SetWriteDeadline(time.Now().Add(a.o.WriteTimeout)); err != nil {
 		return err
 	}
 	if err := evidence.WriteFrame(conn, t, payload); err != nil {

@@ -676,7 +676,7 @@ func TestHostileFrames(t *testing.T) {
 	}
 	t.Run("one byte a second", func(t *testing.T) {
 		o := options(noTPM{})
-		o.FrameTimeout = 200 * time.Millisecond
+		o.ReadTimeout = 200 * time.Millisecond
 		p := serve(t, o)
 		start := time.Now()
 		go func() {
@@ -693,7 +693,7 @@ func TestHostileFrames(t *testing.T) {
 	})
 	t.Run("never reads", func(t *testing.T) {
 		o := options(noTPM{})
-		o.FrameTimeout = 100 * time.Millisecond
+		o.WriteTimeout = 100 * time.Millisecond
 		p := connect(t, o)
 		if err := <-p.done; !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("ended with %v", err)
