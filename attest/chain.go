@@ -21,9 +21,9 @@ type chain struct {
 // maxCandidates bounds how many certificates of a role are tried.
 const maxCandidates = 16
 
-// role says what a certificate is, by its form alone: CA or not, self-issued or
-// not.
-func role(c *x509.Certificate) string {
+// CertificateRole says what a certificate is, by its form alone: "leaf", or
+// "root" and "intermediate" for a CA, self-issued or not.
+func CertificateRole(c *x509.Certificate) string {
 	switch {
 	case !c.IsCA:
 		return "leaf"
@@ -43,7 +43,7 @@ func candidates(lists ...[]*x509.Certificate) (leafs, intermediates, roots []*x5
 				continue
 			}
 			seen[sum] = true
-			switch role(c) {
+			switch CertificateRole(c) {
 			case "leaf":
 				leafs = append(leafs, c)
 			case "root":

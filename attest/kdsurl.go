@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 )
@@ -36,4 +37,27 @@ func CertChainURL(kind, line string) string {
 // root, in DER.
 func CRLURL(kind, line string) string {
 	return fmt.Sprintf("https://%s/%s/v1/%s/crl", KDSHost, kind, line)
+}
+
+// ReportURL is where the Key Distribution Service has the VCEK certificate for a
+// report. There is none for a report that a VLEK signed, that masks its chip, or
+// that does not name its product.
+func ReportURL(r *Report) (string, error) {
+	switch {
+	case r.SignerInfo.SigningKey() != SigningKeyVCEK:
+		return "", errors.New("a VLEK certificate cannot be fetched: the host's provider has it")
+	case allZero(r.ChipID[:]):
+		return "", errors.New("CHIP_ID is masked, so that there is nothing to ask for")
+	case r.CPUID == nil:
+		return "", fmt.Errorf("a report of version %d does not name its product", r.Version)
+	}
+	product, ok := r.CPUID.Product()
+	if !ok {
+		return "", fmt.Errorf("CPUID %s is no known product", r.CPUID)
+	}
+	tcb, err := product.TCB.Split(r.ReportedTCB)
+	if err != nil {
+		return "", err
+	}
+	return VCEKURL(product, r.ChipID, tcb), nil
 }

@@ -56,6 +56,22 @@ func (l *Leaf) Line() string {
 	return line
 }
 
+// ParseLeaf reads a VCEK or VLEK certificate. It verifies no signature: see
+// [VerifyReport].
+func ParseLeaf(c *x509.Certificate) (*Leaf, error) { return parseLeaf(c) }
+
+// URL is where the Key Distribution Service has a VCEK certificate; empty for a
+// VLEK certificate, which only its provider has, and for an unknown product.
+func (l *Leaf) URL() string {
+	product, ok := productOfLine(l.Line())
+	if !ok || l.Kind != "vcek" {
+		return ""
+	}
+	var id [64]byte
+	copy(id[:], l.HWID)
+	return VCEKURL(product, id, l.TCB)
+}
+
 // parseLeaf reads a leaf certificate's key and extensions. All faults are
 // reported at once.
 func parseLeaf(c *x509.Certificate) (*Leaf, error) {

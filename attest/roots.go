@@ -57,8 +57,8 @@ func AMDCertificates() []*x509.Certificate {
 	return append([]*x509.Certificate(nil), amdCertificates()...)
 }
 
-// isAMDRoot reports whether a certificate is one of AMD's roots, byte for byte.
-func isAMDRoot(c *x509.Certificate) bool {
+// IsAMDRoot reports whether a certificate is one of AMD's roots, byte for byte.
+func IsAMDRoot(c *x509.Certificate) bool {
 	sum := sha256.Sum256(c.Raw)
 	got := hex.EncodeToString(sum[:])
 	for _, pin := range pinnedARKs {
@@ -86,10 +86,10 @@ func (s rootSet) platform() string {
 // pinned reports whether the root is in the set, byte for byte.
 func (s rootSet) pinned(c *x509.Certificate) bool {
 	if s.sim == nil {
-		return isAMDRoot(c)
+		return IsAMDRoot(c)
 	}
 	// A simulated root with AMD's bytes would make the two kinds one.
-	if isAMDRoot(c) {
+	if IsAMDRoot(c) {
 		return false
 	}
 	for _, r := range s.sim {

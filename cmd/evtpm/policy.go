@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/evtpm/evtpm/attest"
+)
+
+func policyCommand(u *ui) *cli.Command {
+	return &cli.Command{
+		Name:  "policy",
+		Usage: "check and show verification policies",
+		Subcommands: []*cli.Command{
+			{
+				Name: "check", Usage: "say whether a policy file can be used, and what is wrong with it",
+				ArgsUsage: "FILE",
+				Action: func(c *cli.Context) error {
+					name, err := oneArg(c, "FILE")
+					if err != nil {
+						return err
+					}
+					if _, err := readPolicy(name); err != nil {
+						return err
+					}
+					u.say("%s: policy is in order", name)
+					return nil
+				},
+			},
+			{
+				Name: "show", Usage: "print a policy with everything that it leaves out filled in",
+				ArgsUsage: "FILE|default|permissive",
+				Action: func(c *cli.Context) error {
+					name, err := oneArg(c, "FILE")
+					if err != nil {
+						return err
+					}
+					p, err := readPolicy(name)
+					if err != nil {
+						return err
+					}
+					if p.TCB.Floors.Name == "default" {
+						p.TCB.Floors.Name = "table"
+					}
+					text, err := p.Encode()
+					if err != nil {
+						return err
+					}
+					_, err = u.out.Write(text)
+					return err
+				},
+			},
+			{
+				Name: "default", Usage: "print the default policy's file, to start one's own from",
+				ArgsUsage: " ",
+				Action: func(c *cli.Context) error {
+					if c.NArg() > 0 {
+						return fmt.Errorf("found argument %q, expected none", c.Args().First())
+					}
+					_, err := u.out.Write(attest.DefaultPolicyYAML())
+					return err
+				},
+			},
+		},
+	}
+}
