@@ -28,6 +28,10 @@ type Launch struct {
 
 	// Boot is the measured direct boot; nil when kernel hashes are off.
 	Boot *Boot
+
+	// Append are steps that the platform measures after the firmware's sections,
+	// such as the simulated SVSM. They are the same in every variant.
+	Append []measure.Step
 }
 
 // Boot is what a measured direct boot loads.
@@ -59,7 +63,12 @@ func (l *Launch) Sequence() (*measure.Sequence, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.Firmware.Sequence(o)
+	seq, err := l.Firmware.Sequence(o)
+	if err != nil {
+		return nil, err
+	}
+	seq.Steps = append(seq.Steps, l.Append...)
+	return seq, nil
 }
 
 // Candidates are further inputs that may be what was really launched.

@@ -253,6 +253,7 @@ func (s *search) begin(p *start) error {
 	if err != nil {
 		return &unusableError{err}
 	}
+	seq.Steps = append(seq.Steps, s.base.Append...)
 	if p.mode == measure.ModeSNP {
 		p.digest, err = seq.PrefixDigest()
 		return err
