@@ -10,5 +10,9 @@ func commands(u *ui) []*cli.Command {
 		renderCommand(u),
 		measureCommand(u),
 		initramfsCommand(u),
+		verifyCommand(u),
+		reportCommand(u),
+		certsCommand(u),
+		policyCommand(u),
 	}...)
 }
