@@ -9,6 +9,7 @@ import (
 	"github.com/evtpm/evtpm/inputfile"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
+	"github.com/evtpm/evtpm/snpsim"
 )
 
 // A Plan is a spec with everything resolved, once: what the VM is started from,
@@ -196,6 +197,9 @@ func (p *Plan) derive() (measure.Digest, error) {
 	})
 	if err != nil {
 		return fail("firmware.path", "%s: %w", p.Firmware.Path, err)
+	}
+	if p.Spec.Platform == PlatformSim {
+		p.Sequence.Steps = append(p.Sequence.Steps, snpsim.SVSMStep())
 	}
 	digest, err := p.Sequence.LaunchDigest()
 	if err != nil {

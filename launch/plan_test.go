@@ -21,6 +21,7 @@ import (
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
+	"github.com/evtpm/evtpm/snpsim"
 )
 
 // planDir makes a folder with the inputs of a spec and the spec itself, whose
@@ -130,6 +131,25 @@ func TestResolve(t *testing.T) {
 func sum(data []byte) measure.HexBytes {
 	h := sha256.Sum256(data)
 	return h[:]
+}
+
+// TestResolveSim: on the simulated platform the simulated SVSM is measured too,
+// last before the VMSAs.
+func TestResolveSim(t *testing.T) {
+	_, s := planDir(t)
+	sim := resolve(t, s)
+	_, s = planDir(t, "platform: snp")
+	snp := resolve(t, s)
+	if d := cmp.Diff(append(slices.Clone(snp.Sequence.Steps), snpsim.SVSMStep()), sim.Sequence.Steps); d != "" {
+		t.Errorf("steps differ (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(snp.Sequence.VMSAs, sim.Sequence.VMSAs); d != "" {
+		t.Errorf("VMSAs differ (-want +got):\n%s", d)
+	}
+	digest, err := sim.Sequence.LaunchDigest()
+	if err != nil || digest != sim.Golden.LaunchDigests[0] || digest == snp.Golden.LaunchDigests[0] {
+		t.Errorf("found digest %s (%v), golden %s on sim and %s on snp", digest, err, sim.Golden.LaunchDigests, snp.Golden.LaunchDigests)
+	}
 }
 
 // TestResolveDigestDependsOn: what changes the launch digest, and what does not.
