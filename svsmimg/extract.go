@@ -1,0 +1,98 @@
+package svsmimg
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/evtpm/evtpm/ovmf"
+)
+
+// Extracted is what a QEMU without IGVM can load of a file with stock options.
+type Extracted struct {
+	// Firmware is the OVMF image in the file: the pages that end at 4 GiB.
+	Firmware []byte
+
+	// Pages are the other pages of the file that hold something, in ascending order
+	// of address, neighbours joined. Pages of zeros are left out.
+	Pages []LoaderPages
+}
+
+// LoaderPages is a piece of guest memory.
+type LoaderPages struct {
+	GPA  uint64
+	Data []byte
+}
+
+// biosAlign is what QEMU wants the size of a -bios file to be a multiple of
+// (hw/i386/x86-common.c, x86_bios_rom_init).
+const biosAlign = 64 << 10
+
+// BIOS returns the firmware as a file for QEMU's -bios: with pages of zeros before
+// it, where its size is not a multiple of 64 KiB.
+func (e *Extracted) BIOS() []byte {
+	n := len(e.Firmware)
+	out := make([]byte, alignUp(uint64(n), biosAlign))
+	copy(out[len(out)-n:], e.Firmware)
+	return out
+}
+
+// maxExpansion bounds by how much an extract may be larger than its file: pages
+// may share their data.
+const maxExpansion = 32 << 20
+
+// Extract takes out of a file what can run without an SVSM under it, on a machine
+// without SEV-SNP: the firmware. The SEV_SNP platform's pages are taken, or NATIVE's
+// where there is no other.
+func (f *File) Extract() (*Extracted, error) {
+	mask := f.Mask(PlatformSNP)
+	if mask == 0 {
+		mask = f.Mask(PlatformNative)
+	}
+	if mask == 0 {
+		return nil, errors.New("IGVM file is neither for SEV_SNP nor for NATIVE")
+	}
+	e := new(Extracted)
+	base := uint64(top4G)
+	for _, r := range f.runs(mask) {
+		if r.gpa < top4G && r.gpa+r.size == top4G {
+			base = r.gpa
+		}
+	}
+	size := top4G - base
+	switch {
+	case size == 0:
+		return nil, errors.New("IGVM file has no firmware: found no page that ends at 4 GiB")
+	case size > ovmf.MaxSize:
+		return nil, fmt.Errorf("IGVM file: found a firmware of %d bytes, expected at most %d", size, ovmf.MaxSize)
+	}
+	limit := uint64(len(f.Data)) + maxExpansion
+	if size > limit {
+		return nil, fmt.Errorf("IGVM file: found a firmware of %d bytes in %d bytes of file data", size, len(f.Data))
+	}
+	e.Firmware = make([]byte, size)
+	var pages []*PageData
+	for _, h := range f.Headers {
+		p, ok := h.(*PageData)
+		switch {
+		case !ok || p.Mask&mask == 0 || p.Kind != DataNormal || p.Data.Size == 0:
+		case p.GPA >= base && p.GPA < top4G:
+			copy(e.Firmware[p.GPA-base:], f.Bytes(p.Data))
+		default:
+			pages = append(pages, p)
+			if size += p.Bytes(); size > limit {
+				return nil, fmt.Errorf("IGVM file: pages with contents take more than %d bytes, for %d bytes of file data", limit, len(f.Data))
+			}
+		}
+	}
+	slices.SortFunc(pages, func(a, b *PageData) int { return cmp.Compare(a.GPA, b.GPA) })
+	for _, p := range pages {
+		if n := len(e.Pages); n > 0 && e.Pages[n-1].GPA+uint64(len(e.Pages[n-1].Data)) == p.GPA {
+			e.Pages[n-1].Data = append(e.Pages[n-1].Data, f.Bytes(p.Data)...)
+			continue
+		}
+		e.Pages = append(e.Pages, LoaderPages{GPA: p.GPA, Data: slices.Clone(f.Bytes(p.Data))})
+	}
+	return e, nil
+}

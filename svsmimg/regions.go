@@ -1,0 +1,134 @@
+package svsmimg
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/evtpm/evtpm/measure"
+)
+
+// Where COCONUT's images of 2026 place things (boot/defs/src/kernel_launch.rs and
+// tools/igvmbuilder/src/gpa_map.rs of COCONUT-SVSM).
+const (
+	bldrBase       = 0x10000
+	filesystemBase = 0x800000
+	top4G          = 1 << 32
+)
+
+// Names of regions.
+const (
+	regionFirmware   = "firmware"
+	regionBootLoader = "boot loader"
+	regionKernel     = "SVSM kernel"
+	regionFilesystem = "SVSM filesystem"
+	regionPages      = "pages"
+)
+
+// A region is a part of guest memory with a name.
+type region struct {
+	gpa, end uint64
+	name     string
+}
+
+// regions names parts of guest memory, in ascending order of address.
+type regions []region
+
+// name is the name of the region that an address lies in.
+func (r regions) name(gpa uint64) string {
+	i, found := slices.BinarySearchFunc(r, gpa, func(a region, gpa uint64) int { return cmp.Compare(a.gpa, gpa) })
+	if !found {
+		i--
+	}
+	if i >= 0 && gpa < r[i].end {
+		return r[i].name
+	}
+	return regionPages
+}
+
+// regions finds out what the parts of a platform's guest memory are: the run of
+// pages that ends at 4 GiB is the firmware, required memory the SVSM's kernel, and
+// the run where the boot vCPU starts the boot loader. An image without an SVSM has
+// a firmware alone.
+func (f *File) regions(mask uint32) regions {
+	var out regions
+	add := func(gpa, end uint64, name string) {
+		for _, r := range out {
+			if gpa < r.end && r.gpa < end {
+				return
+			}
+		}
+		out = append(out, region{gpa, end, name})
+	}
+	runs := f.runs(mask)
+	for _, r := range runs {
+		if r.gpa < top4G && r.gpa+r.size == top4G {
+			add(r.gpa, top4G, regionFirmware)
+		}
+	}
+	for _, h := range f.Headers {
+		if m, ok := h.(*RequiredMemory); ok && m.Mask&mask != 0 {
+			add(m.GPA, m.GPA+uint64(m.Bytes), regionKernel)
+		}
+	}
+	entry, ok := f.entry(mask)
+	for _, r := range runs {
+		switch {
+		case ok && entry >= r.gpa && entry < r.gpa+r.size:
+			add(r.gpa, r.gpa+r.size, regionBootLoader)
+		case r.gpa == filesystemBase && ok && entry < filesystemBase && entry >= bldrBase:
+			add(r.gpa, r.gpa+r.size, regionFilesystem)
+		}
+	}
+	slices.SortFunc(out, func(a, b region) int { return cmp.Compare(a.gpa, b.gpa) })
+	return out
+}
+
+// entry is the address at which a platform's boot vCPU starts.
+func (f *File) entry(mask uint32) (uint64, bool) {
+	for _, c := range f.contexts(mask) {
+		page := f.Bytes(c.Data)
+		if mask == f.Mask(PlatformSNP) || mask == f.Mask(PlatformSEVES) {
+			v, err := measure.ParseVMSA(page)
+			if err != nil {
+				return 0, false
+			}
+			return v.CS.Base + v.RIP, true
+		}
+		if n, err := ParseNativeContext(page); err == nil {
+			return uint64(n.CodeBase) + n.RIP, true
+		}
+		return 0, false
+	}
+	return 0, false
+}
+
+// A run is neighbouring memory that a platform's PAGE_DATA headers fill with
+// contents of their own.
+type run struct{ gpa, size uint64 }
+
+// runs lists the runs in ascending order of address. Pages whose contents the host
+// or the AMD-SP brings do not belong to any.
+func (f *File) runs(mask uint32) []run {
+	var out []run
+	for _, h := range f.Headers {
+		p, ok := h.(*PageData)
+		if !ok || p.Mask&mask == 0 || p.Kind != DataNormal {
+			continue
+		}
+		if n := len(out); n > 0 && out[n-1].gpa+out[n-1].size == p.GPA {
+			out[n-1].size += p.Bytes()
+			continue
+		}
+		out = append(out, run{p.GPA, p.Bytes()})
+	}
+	slices.SortFunc(out, func(a, b run) int { return cmp.Compare(a.gpa, b.gpa) })
+	joined := out[:0]
+	for _, r := range out {
+		if n := len(joined); n > 0 && joined[n-1].gpa+joined[n-1].size == r.gpa {
+			joined[n-1].size += r.size
+			continue
+		}
+		joined = append(joined, r)
+	}
+	return joined
+}
