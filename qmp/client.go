@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -20,30 +21,45 @@ const (
 	MaxMessage = 16 << 20
 
 	// HandshakeTimeout bounds the greeting and the capabilities negotiation when
-	// the context has no earlier deadline.
+	// the context has no deadline.
 	HandshakeTimeout = 10 * time.Second
 
-	// eventQueue is how many events wait for a reader before the oldest goes.
+	// eventQueue is how many events wait for a reader before the oldest goes, and
+	// maxEvent how long one may be: together they bound the queue's memory to
+	// 16 MiB. QEMU's own events are shorter than 1 KiB.
 	eventQueue = 256
+	maxEvent   = 64 << 10
 )
 
 // ErrClosed is wrapped by the errors of calls on a client whose connection has
 // ended.
 var ErrClosed = errors.New("qmp: connection closed")
 
+// errFile is wrapped by errors about a file that cannot go along with a command:
+// nothing was sent.
+var errFile = errors.New("file not passed")
+
 // An Error is QEMU's own answer that a command failed.
 type Error struct {
 	// Command that failed.
 	Command string
 	// Class is QEMU's error class: "GenericError", "CommandNotFound",
-	// "DeviceNotActive", "DeviceNotFound", "KVMMissingCap".
+	// "DeviceNotActive", "DeviceNotFound", "KVMMissingCap". QEMU sends one always;
+	// empty when something else answered.
 	Class string
 	// Desc is QEMU's description, for people.
 	Desc string
 }
 
 func (e *Error) Error() string {
-	return fmt.Sprintf("qmp: %s: %s (%s)", e.Command, e.Desc, e.Class)
+	desc, class := e.Desc, e.Class
+	if desc == "" {
+		desc = "failed without a description"
+	}
+	if class == "" {
+		class = "no class"
+	}
+	return fmt.Sprintf("qmp: %s: %s (%s)", e.Command, desc, class)
 }
 
 // An Event is something that QEMU says unasked.
@@ -73,7 +89,7 @@ type Client struct {
 	events  chan Event
 	dropped atomic.Uint64
 
-	writing sync.Mutex // held while one command is written
+	writing chan struct{} // holds a value while one command is written
 
 	mu      sync.Mutex
 	nextID  uint64
@@ -118,8 +134,9 @@ type message struct {
 
 // Dial connects to the monitor at addr ("unix" or "tcp") and negotiates. It
 // tries again while nothing listens there yet, until ctx ends: QEMU makes its
-// socket some time after it starts, and refuses a second client while it serves
-// one. Cancel ctx when the process dies.
+// socket some time after it starts. When the process dies there is nothing to
+// wait for: cancel ctx with a cause ([context.WithCancelCause]), which the error
+// then wraps.
 func Dial(ctx context.Context, network, addr string) (*Client, error) {
 	var dialer net.Dialer
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
@@ -142,11 +159,15 @@ func Dial(ctx context.Context, network, addr string) (*Client, error) {
 }
 
 // NewClient negotiates on conn, which it owns from then on, also when it fails.
-// The greeting and the negotiation must come before ctx ends, and within
-// [HandshakeTimeout].
+// The greeting and the negotiation must come before ctx ends, or within
+// [HandshakeTimeout] when ctx has no deadline. A QEMU that already serves a
+// client accepts a second one, and greets it only when the first is gone.
 func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, HandshakeTimeout, fmt.Errorf("no answer within %v: %w", HandshakeTimeout, os.ErrDeadlineExceeded))
-	defer cancel()
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, HandshakeTimeout)
+		defer cancel()
+	}
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 	r := newReader(conn)
 	greeting, err := readGreeting(r)
@@ -157,13 +178,7 @@ func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 		conn.Close()
 		return nil, fmt.Errorf("qmp: greeting: %w", err)
 	}
-	c := &Client{
-		conn:     conn,
-		greeting: greeting,
-		events:   make(chan Event, eventQueue),
-		pending:  map[string]chan reply{},
-		done:     make(chan struct{}),
-	}
+	c := newClient(conn, greeting)
 	go c.read(r)
 	if err := c.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
 		c.Close()
@@ -172,14 +187,28 @@ func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 	return c, nil
 }
 
+func newClient(conn net.Conn, greeting Version) *Client {
+	return &Client{
+		conn:     conn,
+		greeting: greeting,
+		events:   make(chan Event, eventQueue),
+		writing:  make(chan struct{}, 1),
+		pending:  map[string]chan reply{},
+		done:     make(chan struct{}),
+	}
+}
+
 func readGreeting(r *bufio.Reader) (Version, error) {
 	line, err := readMessage(r)
+	if errors.Is(err, io.EOF) {
+		return Version{}, fmt.Errorf("%w by QEMU", ErrClosed)
+	}
 	if err != nil {
 		return Version{}, err
 	}
 	var m message
 	if err := json.Unmarshal(line, &m); err != nil {
-		return Version{}, err
+		return Version{}, fmt.Errorf("found %.80q: %w", line, err)
 	}
 	if m.QMP == nil {
 		return Version{}, fmt.Errorf("found %.80q, expected an object with member QMP", line)
@@ -192,8 +221,9 @@ func readGreeting(r *bufio.Reader) (Version, error) {
 func (c *Client) Version() Version { return c.greeting }
 
 // Events returns the events as they come. The queue holds 256; when nobody
-// reads, the oldest are dropped and counted. It is closed when the connection
-// ends. All callers share one channel.
+// reads, the oldest are dropped and counted: whoever must not miss one looks at
+// [Client.Dropped] too. The channel is closed when the connection ends, after
+// the events that were still queued. All callers share it.
 func (c *Client) Events() <-chan Event { return c.events }
 
 // Dropped is how many events were dropped because nobody read them in time.
@@ -306,25 +336,39 @@ func (c *Client) delist(id string) {
 }
 
 // write sends one command whole. A command that was cut short would make QEMU
-// read the next one as its rest, so the connection ends with it.
+// read the next one as its rest, so the connection ends with it; one of which
+// nothing was sent does no harm.
 func (c *Client) write(ctx context.Context, data []byte, file *os.File) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
+	select {
+	case c.writing <- struct{}{}:
+		defer func() { <-c.writing }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	c.conn.SetWriteDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { c.conn.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
-	err := send(c.conn, data, file)
-	if err == nil {
-		return nil
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		c.conn.SetWriteDeadline(time.Unix(1, 0))
+	})
+	n, err := send(c.conn, data, file)
+	if !stop() {
+		// The deadline must not hit the next command.
+		<-interrupted
+		c.conn.SetWriteDeadline(time.Time{})
 	}
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
+	switch {
+	case err == nil, errors.Is(err, errFile):
+		return err
+	case ctx.Err() == nil || !errors.Is(err, os.ErrDeadlineExceeded):
+		c.end(fmt.Errorf("%w: %w", ErrClosed, err))
+		return c.Err()
+	case n > 0:
+		c.end(fmt.Errorf("%w: a command was cut short: %w", ErrClosed, context.Cause(ctx)))
 	}
-	c.end(fmt.Errorf("%w: a command was cut short: %w", ErrClosed, err))
-	return err
+	return context.Cause(ctx)
 }
 
 // read takes every message until the connection ends.
@@ -333,16 +377,24 @@ func (c *Client) read(r *bufio.Reader) {
 	defer close(c.events)
 	for {
 		line, err := readMessage(r)
+		if errors.Is(err, io.EOF) {
+			c.end(fmt.Errorf("%w by QEMU", ErrClosed))
+			return
+		}
 		if err != nil {
 			c.end(fmt.Errorf("%w: %w", ErrClosed, err))
 			return
 		}
 		var m message
 		if err := json.Unmarshal(line, &m); err != nil {
-			c.end(fmt.Errorf("%w: message from QEMU: %w", ErrClosed, err))
+			c.end(fmt.Errorf("%w: message %.80q from QEMU: %w", ErrClosed, line, err))
 			return
 		}
 		if m.Event != "" {
+			if len(line) > maxEvent {
+				c.end(fmt.Errorf("%w: event: %w: over %d bytes", ErrClosed, ErrTooLong, maxEvent))
+				return
+			}
 			c.publish(Event{Name: m.Event, Data: m.Data, Time: time.Unix(m.Timestamp.Seconds, m.Timestamp.Microseconds*1000)})
 			continue
 		}

@@ -18,6 +18,8 @@ type monitor struct{ c *Client }
 
 // Monitor returns the client as go-qemu's [goqemu.Monitor]. Connect does
 // nothing: the client is connected already. Each command is bounded by a minute.
+// A refused command is an *[Error] with its class. Its events are those of
+// [Client.Events]: each is seen by one reader.
 func (c *Client) Monitor() goqemu.Monitor { return monitor{c} }
 
 func (m monitor) Connect() error    { return nil }
@@ -61,6 +63,8 @@ func (m monitor) Events(ctx context.Context) (<-chan goqemu.Event, error) {
 				select {
 				case out <- e.goQEMU():
 				case <-ctx.Done():
+					return
+				case <-m.c.Done():
 					return
 				}
 			}

@@ -1,19 +1,24 @@
+//go:build unix
+
 package qmp
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// startQEMU starts a real, empty QEMU and returns its monitor's socket.
-func startQEMU(t testing.TB) string {
+// startQEMU starts a real QEMU that stays stopped, and returns its monitor's
+// socket and its process. machine is the value of -M.
+func startQEMU(t testing.TB, machine string, args ...string) (string, *os.Process) {
 	t.Helper()
 	binary, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
@@ -24,7 +29,10 @@ func startQEMU(t testing.TB) string {
 		t.Fatal(err)
 	}
 	sock := dir + "/q.sock"
-	cmd := exec.Command(binary, "-M", "none", "-accel", "tcg", "-nodefaults", "-display", "none", "-S", "-qmp", "unix:"+sock+",server=on,wait=off")
+	cmd := exec.Command(binary, append([]string{
+		"-M", machine, "-accel", "tcg", "-no-user-config", "-nodefaults", "-display", "none", "-S",
+		"-qmp", "unix:" + sock + ",server=on,wait=off",
+	}, args...)...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -33,12 +41,12 @@ func startQEMU(t testing.TB) string {
 		cmd.Wait()
 		os.RemoveAll(dir)
 	})
-	return sock
+	return sock, cmd.Process
 }
 
 func dialQEMU(t testing.TB) (*Client, string) {
 	t.Helper()
-	sock := startQEMU(t)
+	sock, _ := startQEMU(t, "none")
 	c, err := Dial(within(t, 20*time.Second), "unix", sock)
 	if err != nil {
 		t.Fatal(err)
@@ -95,8 +103,14 @@ func TestE2EQEMU(t *testing.T) {
 	if text, err := c.HumanMonitor(ctx, "info version"); err != nil || text == "" {
 		t.Errorf("human monitor %q, %v", text, err)
 	}
-	if sev, err := c.QuerySEV(ctx); err != nil || sev.Enabled {
+	if sev, err := c.QuerySEV(ctx); err != nil || sev.Enabled || sev.State != "uninit" {
 		t.Errorf("SEV %+v, %v", sev, err)
+	}
+	if models, err := c.QueryTPMModels(ctx); err != nil || !slices.Contains(models, "tpm-crb") {
+		t.Errorf("TPM models %v, %v", models, err)
+	}
+	if types, err := c.QueryTPMTypes(ctx); err != nil || !slices.Contains(types, "emulator") {
+		t.Errorf("TPM types %v, %v", types, err)
 	}
 
 	// A descriptor goes along.
@@ -107,6 +121,9 @@ func TestE2EQEMU(t *testing.T) {
 	defer file.Close()
 	if err := c.ExecuteWithFile(ctx, "getfd", map[string]string{"fdname": "f"}, nil, file); err != nil {
 		t.Errorf("getfd: %v", err)
+	}
+	if err := c.Execute(ctx, "getfd", map[string]string{"fdname": "g"}, nil); !errors.As(err, &e) {
+		t.Errorf("getfd without a descriptor: found %v, expected an *Error", err)
 	}
 
 	// Unread events do not hold up replies, and come in order.
@@ -131,30 +148,88 @@ func TestE2EQEMU(t *testing.T) {
 	}
 }
 
-func TestE2EStoppedQEMU(t *testing.T) {
-	sock := startQEMU(t)
+// TestL03_E2EQEMUHangs: a QEMU that is stopped takes commands and answers none.
+// The call ends with its context, and the connection outlives it.
+func TestL03_E2EQEMUHangs(t *testing.T) {
+	sock, qemu := startQEMU(t, "none")
 	c, err := Dial(within(t, 20*time.Second), "unix", sock)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	var pid struct{ PID int }
-	// SIGSTOP: the socket lives, and nothing answers.
-	out, err := exec.Command("pgrep", "-f", sock).Output()
-	if err != nil || json.Unmarshal(out, &pid.PID) != nil {
-		t.Fatalf("pgrep: %s, %v", out, err)
-	}
-	if err := syscall.Kill(pid.PID, syscall.SIGSTOP); err != nil {
+	if err := qemu.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.QueryStatus(within(t, 100*time.Millisecond)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("found %v, expected a deadline", err)
 	}
-	if err := syscall.Kill(pid.PID, syscall.SIGCONT); err != nil {
+	if err := qemu.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.QueryStatus(within(t, 10*time.Second)); err != nil {
-		t.Errorf("after SIGCONT: %v", err)
+	if s, err := c.QueryStatus(within(t, 10*time.Second)); err != nil || s.Status != "prelaunch" {
+		t.Errorf("after SIGCONT: %+v, %v", s, err)
+	}
+}
+
+// TestL11_E2EQEMUKilled: calls under way end at once when QEMU is killed.
+func TestL11_E2EQEMUKilled(t *testing.T) {
+	sock, qemu := startQEMU(t, "none")
+	c, err := Dial(within(t, 20*time.Second), "unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := qemu.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error, 1)
+	go func() { result <- c.Cont(within(t, 20*time.Second)) }()
+	time.Sleep(20 * time.Millisecond)
+	if err := qemu.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-result; !errors.Is(err, ErrClosed) {
+		t.Errorf("found %v, expected ErrClosed", err)
+	}
+}
+
+// TestE2EMemory: guest memory as QEMU writes it is what was loaded.
+func TestE2EMemory(t *testing.T) {
+	want := []byte("what the guest finds in its memory")
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/blob", want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sock, _ := startQEMU(t, "q35", "-m", "128", "-device", "loader,addr=0x200000,force-raw=on,file="+dir+"/blob")
+	ctx := within(t, 20*time.Second)
+	c, err := Dial(ctx, "unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.PMemSave(ctx, 0x200000, uint64(len(want)), dir+"/out"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(dir + "/out"); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("found %q, %v, expected %q", got, err, want)
+	}
+	if cpus, err := c.QueryCPUsFast(ctx); err != nil || len(cpus) != 1 || cpus[0].Thread == 0 || cpus[0].QOMPath == "" {
+		t.Errorf("CPUs %+v, %v", cpus, err)
+	}
+	var typename string
+	if err := c.QOMGet(ctx, "/machine", "type", &typename); err != nil || !strings.HasSuffix(typename, "-machine") {
+		t.Errorf("type of /machine %q, %v", typename, err)
+	}
+	if err := c.SystemPowerdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if e := <-c.Events(); e.Name != "POWERDOWN" {
+		t.Errorf("event %s, expected POWERDOWN", e.Name)
+	}
+	// Only QEMU can say that it cannot write.
+	var e *Error
+	if err := c.PMemSave(ctx, 0, 16, "/nonexistent/dir/file"); !errors.As(err, &e) {
+		t.Errorf("found %v, expected an *Error", err)
 	}
 }
 

@@ -3,7 +3,7 @@
 package qmp
 
 import (
-	"errors"
+	"fmt"
 	"net"
 	"os"
 )
@@ -11,10 +11,9 @@ import (
 // notYet is false: elsewhere nothing is known about why a connection failed.
 func notYet(error) bool { return false }
 
-func send(conn net.Conn, data []byte, file *os.File) error {
+func send(conn net.Conn, data []byte, file *os.File) (int, error) {
 	if file != nil {
-		return errors.New("passing a file needs a unix socket")
+		return 0, fmt.Errorf("%w: it needs a unix socket", errFile)
 	}
-	_, err := conn.Write(data)
-	return err
+	return conn.Write(data)
 }
