@@ -1,0 +1,67 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/evtpm/evtpm/launch"
+)
+
+// machineCommands are those that need machines on this host.
+func machineCommands(u *ui) []*cli.Command {
+	return []*cli.Command{
+		launchCommand(u), psCommand(u), stopCommand(u), killCommand(u), rmCommand(u),
+		logsCommand(u), consoleCommand(u), eventsCommand(u), superviseCommand(u),
+	}
+}
+
+// home opens the run directory.
+func (u *ui) home() (*launch.Home, error) {
+	dir, err := u.runDir()
+	if err != nil {
+		return nil, err
+	}
+	return launch.OpenHome(dir)
+}
+
+// eachMachine does something with the machines that the arguments name, or with
+// all of them, and goes on when it fails with one.
+func eachMachine(c *cli.Context, h *launch.Home, do func(name string) error) error {
+	names := c.Args().Slice()
+	if c.Bool("all") {
+		if len(names) > 0 {
+			return fmt.Errorf("%s: found names beside --all", c.Command.HelpName)
+		}
+		machines, err := h.List(c.Context)
+		if err != nil {
+			return err
+		}
+		for _, m := range machines {
+			names = append(names, m.Name)
+		}
+	} else if len(names) == 0 {
+		return fmt.Errorf("%s: expected the name of a machine; see evtpm ps", c.Command.HelpName)
+	}
+	var errs []error
+	for _, name := range names {
+		errs = append(errs, do(name))
+	}
+	return errors.Join(errs...)
+}
+
+// attestMachine has a machine's supervisor make a challenge. It also returns
+// where the evidence is kept.
+func (u *ui) attestMachine(ctx context.Context, name string) (*launch.Outcome, string, error) {
+	h, err := u.home()
+	if err != nil {
+		return nil, "", err
+	}
+	out, err := h.Attest(ctx, name)
+	return out, filepath.Join(h.Dir(), name, "evidence.json"), err
+}

@@ -1,0 +1,26 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/snpsim"
+)
+
+// superviseCommand is what launch starts for each machine. Nobody else does.
+func superviseCommand(*ui) *cli.Command {
+	return &cli.Command{
+		Name:   "supervise",
+		Hidden: true,
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return errors.New("supervise takes no arguments: evtpm launch starts it")
+			}
+			return launch.Supervise(c.Context, snpsim.Attack{})
+		},
+	}
+}

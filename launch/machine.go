@@ -1,0 +1,84 @@
+package launch
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/evtpm/evtpm/attest"
+)
+
+// RecordSchema names the version of [Record]'s JSON form.
+const RecordSchema = "evtpm.machine/v1"
+
+// A Record is what is known of a machine: the contents of machine.json, which
+// its supervisor writes, and what [Home.Status] makes of it.
+type Record struct {
+	Schema   string `json:"schema"`
+	Name     string `json:"name"`
+	Platform string `json:"platform"`
+	State    State  `json:"state"`
+	// Reason says why the machine is in this state, where that is not obvious.
+	Reason string `json:"reason,omitempty"`
+	// Running says that there is a VM.
+	Running bool `json:"running"`
+	// Phase that the launch has come to.
+	Phase Phase `json:"phase,omitempty"`
+	// Class of the error that the machine failed with.
+	Class attest.Class `json:"class,omitempty"`
+
+	Created time.Time `json:"created"`
+	Updated time.Time `json:"updated"`
+
+	Supervisor Process `json:"supervisor"`
+	// Processes are the supervisor's children.
+	Processes []Process `json:"processes,omitempty"`
+	// MemoryDir is a directory outside of the run directory, in memory.
+	MemoryDir string `json:"memory_dir,omitempty"`
+
+	// Boots counts the guest's boots: more than one after a reset.
+	Boots int `json:"boots,omitempty"`
+	// LaunchDigest is the one that the simulated AMD-SP measured.
+	LaunchDigest string `json:"launch_digest,omitempty"`
+	// Agent is the address of the guest agent, as evtpm attest --connect takes it.
+	Agent   string   `json:"agent,omitempty"`
+	Timings []Timing `json:"timings,omitempty"`
+	// Verdict is the result of the latest attestation of this boot.
+	Verdict *VerdictSummary `json:"verdict,omitempty"`
+}
+
+// A VerdictSummary is the outcome of an attestation without its checks.
+type VerdictSummary struct {
+	Result  string       `json:"result"`
+	Class   attest.Class `json:"class"`
+	Reasons []string     `json:"reasons,omitempty"`
+	Time    time.Time    `json:"time"`
+}
+
+// An Outcome is evidence and what was found of it.
+type Outcome struct {
+	Verdict *attest.Verdict `json:"verdict"`
+	// Evidence is the document as the guest's agent gave it.
+	Evidence json.RawMessage `json:"evidence"`
+}
+
+func summarize(v *attest.Verdict) *VerdictSummary {
+	s := &VerdictSummary{Result: v.Result, Class: v.Class(), Time: v.Time}
+	for _, c := range v.Failures() {
+		reason := c.Reason
+		if reason == "" {
+			reason = c.Name
+		}
+		s.Reasons = append(s.Reasons, reason)
+	}
+	return s
+}
+
+// A Process is a process, told apart from a later one of the same number by when
+// it started.
+type Process struct {
+	Name string `json:"name,omitempty"`
+	PID  int    `json:"pid"`
+	// Start is the time when it started, in clock ticks since the system's boot:
+	// field 22 of /proc/PID/stat.
+	Start uint64 `json:"start"`
+}

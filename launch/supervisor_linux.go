@@ -1,0 +1,292 @@
+package launch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/qmp"
+	"github.com/evtpm/evtpm/snpsim"
+)
+
+// Descriptors that a supervisor starts with, beside the standard ones.
+const (
+	fdControl = 3 // socket pair to the launcher
+	fdLock    = 4 // the claim's lock
+	fdInputs  = 5 // the plan's files, in their order
+)
+
+// jobSchema names the version of a job. Both sides are the same program; the
+// version catches one that was replaced in between.
+const jobSchema = "evtpm.job/v1"
+
+// maxJob bounds a job: a plan and a policy.
+const maxJob = maxHandoverBytes*2 + 2<<20
+
+// A job is what a supervisor is to do: the first line that it is sent.
+type job struct {
+	Schema string `json:"schema"`
+	// Dir is the machine's folder.
+	Dir string `json:"dir"`
+	// Began is when the launch did, in nanoseconds of CLOCK_MONOTONIC.
+	Began int64           `json:"began"`
+	Plan  json.RawMessage `json:"plan"`
+	Files int             `json:"files"`
+	// Policy is a verification policy's text; empty for the default.
+	Policy     []byte `json:"policy,omitempty"`
+	PolicyName string `json:"policy_name,omitempty"`
+	StateDir   string `json:"state_dir"`
+	Swtpm      string `json:"swtpm,omitempty"`
+}
+
+// Causes that end a supervisor's work.
+var (
+	errLauncherGone = errors.New("the launching process is gone")
+	errStopped      = errors.New("stopped on request")
+	errTerminated   = errors.New("the supervisor was told to end")
+	errReset        = errors.New("the guest was reset")
+)
+
+// monotonic reads the clock that all processes of the system share, and that
+// nobody sets.
+func monotonic() int64 {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
+		return 0
+	}
+	return ts.Nano()
+}
+
+// A supervisor owns one machine: QEMU, the vTPM and the folder.
+type supervisor struct {
+	job     *job
+	plan    *Plan
+	attack  snpsim.Attack
+	claim   *claim
+	policy  *attest.Policy
+	spawner *spawner
+	events  *boundedLog
+	console *boundedLog
+	qemuLog *boundedLog
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	ended  chan struct{} // closed when nothing runs any more and the record says so
+
+	launcher     *outbox
+	launcherDone chan struct{} // closed when the launcher has released the machine, or is gone
+	control      net.Listener
+	serving      sync.WaitGroup
+
+	qemu      *child
+	mon       *qmp.Client
+	consoleIO net.Conn
+	platform  platform
+
+	attesting sync.Mutex // held by the one who speaks to the agent
+
+	mu        sync.Mutex
+	released  bool // by the launcher: the machine is on its own
+	finishing bool // too late for that
+	refused   bool // unless it ended because it was refused
+	record    Record
+	boot      context.Context // ends with the guest's boot
+	endBoot   context.CancelCauseFunc
+	shutdown  string // QEMU's reason for its end
+
+	writing sync.Mutex // held while the record is written
+}
+
+// Supervise owns one machine from start to end. It is the whole of a process
+// that [Start] makes: descriptors 3 and up are as Start leaves them. It returns
+// when the machine has ended and nothing of it runs any more. When ctx ends, it
+// ends the machine.
+//
+// attack is what a malicious platform does in demonstrations, on the simulated
+// platform alone; no spec can ask for it. The zero value is none.
+func Supervise(ctx context.Context, attack snpsim.Attack) error {
+	unix.CloseOnExec(fdControl)
+	unix.CloseOnExec(fdLock)
+	// Sockets that QEMU makes are for this user alone.
+	unix.Umask(0o077)
+	conn, err := connOf(os.NewFile(fdControl, "launcher"))
+	if err != nil {
+		return fmt.Errorf("supervise: descriptor %d: %w; this command is started by evtpm launch alone", fdControl, err)
+	}
+	defer conn.Close()
+	s, err := takeJob(conn)
+	if err != nil {
+		return fmt.Errorf("supervise: %w", err)
+	}
+	s.attack = attack
+	return s.run(ctx)
+}
+
+// takeJob reads the job and what comes with it.
+func takeJob(conn *lineConn) (*supervisor, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return nil, err
+	}
+	j := new(job)
+	if err := conn.receive(j, maxJob); err != nil {
+		return nil, fmt.Errorf("job: %w", err)
+	}
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	if j.Schema != jobSchema {
+		return nil, fmt.Errorf("job: schema is %q, expected %q", j.Schema, jobSchema)
+	}
+	var files []*os.File
+	for i := range j.Files {
+		unix.CloseOnExec(fdInputs + i)
+		files = append(files, os.NewFile(uintptr(fdInputs+i), fmt.Sprintf("input %d", i)))
+	}
+	s := &supervisor{
+		job:          j,
+		claim:        &claim{dir: j.Dir, lock: os.NewFile(fdLock, filepath.Join(j.Dir, fileLock))},
+		ended:        make(chan struct{}),
+		launcher:     newOutbox(conn),
+		launcherDone: make(chan struct{}),
+		spawner:      newSpawner(),
+	}
+	var err error
+	if s.plan, err = TakePlan(j.Plan, files); err != nil {
+		return nil, s.refuse(err)
+	}
+	if len(j.Policy) > 0 {
+		if s.policy, err = attest.ParsePolicy(j.Policy, j.PolicyName); err != nil {
+			return nil, s.refuse(err)
+		}
+	}
+	return s, nil
+}
+
+// refuse tells the launcher why there is no machine.
+func (s *supervisor) refuse(err error) error {
+	s.launcher.put(reply{Error: toWire(&PhaseError{Phase: PhaseStart, Class: attest.ClassLaunch, Err: err})})
+	s.launcher.close()
+	return err
+}
+
+// run is the machine's life.
+func (s *supervisor) run(ctx context.Context) error {
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	defer s.cancel(nil)
+	defer context.AfterFunc(ctx, func() { s.cancel(errTerminated) })()
+	go s.watchLauncher()
+
+	err := s.open()
+	if err == nil {
+		err = s.launch()
+	}
+	if err == nil {
+		<-s.ctx.Done()
+		err = context.Cause(s.ctx)
+	}
+	s.finish(err)
+	return nil
+}
+
+// open makes what the machine keeps in its folder.
+func (s *supervisor) open() (err error) {
+	self, err := process("supervisor", os.Getpid())
+	if err != nil {
+		return s.failed(PhaseStart, err)
+	}
+	now := time.Now().UTC()
+	s.record = Record{
+		Schema: RecordSchema, Name: s.plan.Name, Platform: s.plan.Spec.Platform,
+		State: StateStarting, Phase: PhaseStart, Created: now, Updated: now, Supervisor: self,
+	}
+	for _, l := range []struct {
+		log  **boundedLog
+		name string
+	}{{&s.events, fileEvents}, {&s.console, fileConsole}, {&s.qemuLog, fileQEMU}} {
+		if *l.log, err = openLog(filepath.Join(s.claim.dir, l.name)); err != nil {
+			return s.failed(PhaseStart, err)
+		}
+	}
+	golden, err := s.plan.Golden.Encode()
+	if err != nil {
+		return s.failed(PhaseStart, err)
+	}
+	if err := s.claim.writeFile(fileGolden, golden); err != nil {
+		return s.failed(PhaseStart, err)
+	}
+	if err := s.write(); err != nil {
+		return s.failed(PhaseStart, err)
+	}
+	if s.control, err = net.Listen("unix", filepath.Join(s.claim.dir, sockControl)); err != nil {
+		return s.failed(PhaseStart, err)
+	}
+	go s.serve()
+	return nil
+}
+
+// launch takes the machine from nothing to its first verdict. It returns nil
+// when the VM stays.
+func (s *supervisor) launch() error {
+	t := s.plan.Spec.Timeouts
+	ctx, cancel := s.within(s.ctx, time.Duration(t.Start))
+	defer cancel()
+	var err error
+	if s.platform, err = newPlatform(s); err != nil {
+		return s.failed(PhaseStart, err)
+	}
+	for _, step := range []struct {
+		phase Phase
+		do    func(context.Context) (string, error)
+	}{
+		{PhaseStart, s.start},
+		{PhaseMeasure, s.platform.measure},
+		{PhaseVTPM, s.platform.vtpm},
+	} {
+		s.enter(step.phase)
+		message, err := step.do(ctx)
+		if err != nil {
+			return s.failedIn(ctx, step.phase, err)
+		}
+		if message != "" {
+			s.done(step.phase, message)
+		}
+	}
+	cancel()
+
+	boot := s.newBoot()
+	s.update(func(r *Record) {
+		r.State, r.Phase, r.Boots, r.Agent = StateBooting, PhaseBoot, 1, s.agentAddress().String()
+	})
+	if err := s.cont(); err != nil {
+		return s.failedIn(s.ctx, PhaseBoot, err)
+	}
+	if err := s.write(); err != nil {
+		return s.failedIn(s.ctx, PhaseBoot, err)
+	}
+	record := s.snapshot()
+	s.launcher.put(reply{Record: &record})
+
+	a, err := s.firstAttestation(boot)
+	if err != nil {
+		return err
+	}
+	s.launcher.put(reply{Outcome: a})
+	if !a.Verdict.Trusted() && s.plan.Spec.Attestation.OnRefused == OnRefusedStop {
+		return &refusedError{a}
+	}
+	return s.ctx.Err()
+}
+
+// refusedError ends a machine whose first attestation was refused.
+type refusedError struct{ a *Outcome }
+
+func (e *refusedError) Error() string { return "the first attestation was refused" }
