@@ -49,6 +49,27 @@ func bindings(sources []Source) []string {
 	return out
 }
 
+// A certifier is a source that can also ask the host for the certificates of the
+// chip, by a report of the guest's own. They are the host's word, as every
+// certificate that comes with evidence.
+type certifier interface {
+	certificates(ctx context.Context) ([]byte, error)
+}
+
+// addCertificates fills in certificates that did not come with the report. A
+// verifier can find them elsewhere: that none are there is no error.
+func addCertificates(ctx context.Context, sources []Source, a *Attestation) {
+	for _, s := range sources {
+		c, ok := s.(certifier)
+		if !ok || len(a.Certificates) > 0 || len(s.Bindings()) == 0 {
+			continue
+		}
+		if table, err := c.certificates(ctx); err == nil && len(table) <= maxCertificates {
+			a.Certificates = table
+		}
+	}
+}
+
 // attest asks the sources in order for the binding, or for the best that any
 // of them has when it is empty, and returns the first answer and its binding.
 func attest(ctx context.Context, sources []Source, binding string, nonce []byte) (*Attestation, string, error) {
@@ -63,6 +84,7 @@ func attest(ctx context.Context, sources []Source, binding string, nonce []byte)
 				err = checkSizes(att)
 			}
 			if err == nil {
+				addCertificates(ctx, sources, att)
 				return att, b, nil
 			}
 			errs = append(errs, fmt.Errorf("binding %s: %w", b, err))
