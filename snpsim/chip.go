@@ -246,12 +246,3 @@ func (c *Chip) CertTable() []byte {
 	}
 	return out
 }
-
-// mustGUID reads a GUID written in this source.
-func mustGUID(s string) measure.GUID {
-	g, err := measure.ParseGUID(s)
-	if err != nil {
-		panic(err)
-	}
-	return g
-}

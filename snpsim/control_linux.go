@@ -7,227 +7,276 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// swtpm's control protocol (swtpm's tpm_ioctl.h): a command is its number as a
-// big-endian u32, then its parameters; a response begins with a result, u32, 0
-// for success. QEMU waits for each response before it sends the next command.
+// A controlCommand is a command of swtpm's control protocol (swtpm's
+// tpm_ioctl.h): its number as a big-endian u32, then its parameters. A response
+// begins with a result, u32. QEMU waits for each response before it sends the
+// next command.
+type controlCommand uint32
+
+// Commands that QEMU's -tpmdev emulator sends to every TPM. It asks first what
+// there is (CMD_GET_CAPABILITY); of what moves a TPM's state out and in there is
+// nothing.
 const (
-	ctrlInit      = 2
-	ctrlShutdown  = 3
-	ctrlSetDataFD = 16
-
-	ctrlSuccess = 0
-	ctrlFail    = 9 // TPM_FAIL
-
-	// maxControl bounds a control command: parameters are a few bytes; only
-	// state blobs (migration) are longer, and are refused.
-	maxControl = 4096
-	maxCommand = 19 // CMD_LOCK_STORAGE
+	cmdGetCapability       controlCommand = 1
+	cmdInit                controlCommand = 2
+	cmdShutdown            controlCommand = 3
+	cmdGetTPMEstablished   controlCommand = 4
+	cmdSetLocality         controlCommand = 5
+	cmdCancelTPMCmd        controlCommand = 9
+	cmdResetTPMEstablished controlCommand = 11
+	cmdStop                controlCommand = 14
+	cmdSetDataFD           controlCommand = 16
+	cmdSetBufferSize       controlCommand = 17
 )
 
-// Commands that QEMU sends in a VM's life and that an ephemeral vTPM must not
-// follow: they take its state out, or put another in.
-var refusedControl = map[uint32]string{
-	10: "CMD_STORE_VOLATILE",
-	12: "CMD_GET_STATEBLOB",
-	13: "CMD_SET_STATEBLOB",
+// controlCommands says how many bytes of parameters follow each command, and
+// which bit announces it among the capabilities.
+var controlCommands = map[controlCommand]struct {
+	name       string
+	parameters int
+	capability uint32
+}{
+	cmdGetCapability:       {"CMD_GET_CAPABILITY", 0, 0},
+	cmdInit:                {"CMD_INIT", 4, 1 << 0},
+	cmdShutdown:            {"CMD_SHUTDOWN", 0, 1 << 1},
+	cmdGetTPMEstablished:   {"CMD_GET_TPMESTABLISHED", 0, 1 << 2},
+	cmdSetLocality:         {"CMD_SET_LOCALITY", 4, 1 << 3},
+	cmdCancelTPMCmd:        {"CMD_CANCEL_TPM_CMD", 0, 1 << 5},
+	cmdResetTPMEstablished: {"CMD_RESET_TPMESTABLISHED", 4, 1 << 7},
+	cmdStop:                {"CMD_STOP", 0, 1 << 10},
+	cmdSetDataFD:           {"CMD_SET_DATAFD", 0, 1 << 12},
+	cmdSetBufferSize:       {"CMD_SET_BUFFERSIZE", 4, 1 << 13},
 }
 
-// control stands between QEMU and swtpm. Control commands pass through, with two
-// exceptions: the data channel that QEMU offers stays here, so that TPM commands
-// pass through the SVSM; and once the vTPM has been provisioned, initialising it
-// again ends its life.
-type control struct {
-	qemu  *net.UnixConn
-	swtpm *net.UnixConn
-	tpm   *channel
-
-	mu          sync.Mutex
-	provisioned bool
-	inited      chan struct{} // closed at the first CMD_INIT that succeeded
-	onReset     func()
+// String returns swtpm's name of the command.
+func (c controlCommand) String() string {
+	if k, ok := controlCommands[c]; ok {
+		return k.name
+	}
+	return fmt.Sprintf("control command %d", uint32(c))
 }
 
-// run serves QEMU until it disconnects. It returns nil when QEMU did.
-func (c *control) run() error {
-	buf := make([]byte, maxControl)
-	oob := make([]byte, syscall.CmsgSpace(4*4))
+// A controlResult is how a control command ended (TPM 1.2 result codes).
+type controlResult uint32
+
+const (
+	resultSuccess    controlResult = 0
+	resultFail       controlResult = 9  // TPM_FAIL
+	resultBadOrdinal controlResult = 10 // TPM_BAD_ORDINAL
+)
+
+func (r controlResult) Error() string {
+	return fmt.Sprintf("found result %d, expected 0", uint32(r))
+}
+
+// A tpmPower is what the control channel does to a TPM.
+type tpmPower interface {
+	// attach takes the guest's data channel.
+	attach(*net.UnixConn) error
+	// initialise is power on or a reset.
+	initialise() error
+	locality(uint8) error
+	cancel() error
+}
+
+// frameTimeout bounds the time from the first byte of a command or a request to
+// its last.
+const frameTimeout = 10 * time.Second
+
+// serveControl answers QEMU's control commands until it disconnects, which is
+// no error, or breaks the protocol.
+func serveControl(conn *net.UnixConn, tpm tpmPower) error {
 	for {
-		n, oobn, _, _, err := c.qemu.ReadMsgUnix(buf, oob)
-		if errors.Is(err, io.EOF) || n == 0 {
-			return nil
-		}
+		c, parameters, files, err := readControl(conn)
 		if err != nil {
-			return err
+			closeAll(files)
+			if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+				return nil
+			}
+			if errors.Is(err, errUnknownCommand) {
+				_ = reply(conn, resultBadOrdinal) // the connection ends in any case
+			}
+			return fmt.Errorf("vTPM control channel: %w", err)
 		}
-		files, err := receivedFiles(oob[:oobn])
+		err = answerControl(conn, tpm, c, parameters, files)
+		closeAll(files)
 		if err != nil {
-			return err
-		}
-		if err := c.command(buf[:n], files); err != nil {
-			return err
+			return fmt.Errorf("vTPM control channel: %s: %w", c, err)
 		}
 	}
 }
 
-// command handles one command of QEMU's, and answers it.
-func (c *control) command(request []byte, files []*os.File) error {
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	if len(request) < 4 {
-		return fmt.Errorf("vTPM control: found a command of %d bytes, expected at least 4", len(request))
+var errUnknownCommand = errors.New("unknown command")
+
+// maxDescriptors bounds the descriptors taken from one message.
+const maxDescriptors = 4
+
+// readControl reads one command, and the descriptors that came with it, which
+// are the caller's to close even with an error.
+func readControl(conn *net.UnixConn) (c controlCommand, parameters []byte, files []*os.File, err error) {
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return 0, nil, nil, err
 	}
-	number := binary.BigEndian.Uint32(request)
-	switch name, refused := refusedControl[number]; {
-	case refused:
-		return c.answer(ctrlFail, fmt.Errorf("vTPM control: %s refused: the vTPM is ephemeral", name))
-	case number == 0 || number > maxCommand:
-		return fmt.Errorf("vTPM control: unknown command %d", number)
-	case number == ctrlSetDataFD:
-		if len(files) != 1 {
-			return fmt.Errorf("vTPM control: CMD_SET_DATAFD with %d descriptors, expected 1", len(files))
-		}
-		conn, err := net.FileConn(files[0])
-		if err != nil {
-			return fmt.Errorf("vTPM control: data channel: %w", err)
-		}
-		go c.relay(conn)
-		return c.answer(ctrlSuccess, nil)
-	case number == ctrlInit && c.ended():
-		return c.answer(ctrlFail, nil)
+	var number [4]byte
+	oob := make([]byte, unix.CmsgSpace(4*maxDescriptors))
+	n, oobn, flags, _, err := conn.ReadMsgUnix(number[:], oob)
+	if n == 0 && err == nil {
+		err = io.EOF
 	}
-	result, err := c.forward(request)
-	if err == nil && number == ctrlInit && result == ctrlSuccess {
-		c.mu.Lock()
-		select {
-		case <-c.inited:
-		default:
-			close(c.inited)
-		}
-		c.mu.Unlock()
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	if files, err = receivedFiles(oob[:oobn]); err != nil {
+		return 0, nil, files, err
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		return 0, nil, files, fmt.Errorf("found more than %d descriptors", maxDescriptors)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(frameTimeout)); err != nil {
+		return 0, nil, files, err
+	}
+	if _, err := io.ReadFull(conn, number[n:]); err != nil {
+		return 0, nil, files, noEOF(err)
+	}
+	c = controlCommand(binary.BigEndian.Uint32(number[:]))
+	known, ok := controlCommands[c]
+	if !ok {
+		return c, nil, files, fmt.Errorf("%w %d", errUnknownCommand, uint32(c))
+	}
+	parameters = make([]byte, known.parameters)
+	_, err = io.ReadFull(conn, parameters)
+	return c, parameters, files, noEOF(err)
+}
+
+// noEOF makes the end of a connection inside a command an error of its own.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
 	}
 	return err
 }
 
-// ended says whether the vTPM has been provisioned, so that initialising it
-// again is a guest's reset; it tells the owner.
-func (c *control) ended() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.provisioned && c.onReset != nil {
-		go c.onReset()
+// answerControl does what a command asks for. Its error ends the connection.
+func answerControl(conn *net.UnixConn, tpm tpmPower, c controlCommand, parameters []byte, files []*os.File) error {
+	if c != cmdSetDataFD && len(files) != 0 {
+		return fmt.Errorf("found %d descriptors, expected none", len(files))
 	}
-	return c.provisioned
+	switch c {
+	case cmdGetCapability:
+		var bits uint32
+		for _, k := range controlCommands {
+			bits |= k.capability
+		}
+		return reply(conn, resultSuccess, bits)
+	case cmdInit:
+		return reply(conn, resultOf(tpm.initialise()))
+	case cmdShutdown, cmdStop, cmdResetTPMEstablished:
+		// The vTPM is the SVSM's: the host's device stops without it. The flag
+		// of a dynamic launch is never set.
+		return reply(conn, resultSuccess)
+	case cmdGetTPMEstablished:
+		return reply(conn, resultSuccess, 0)
+	case cmdSetLocality:
+		return reply(conn, resultOf(tpm.locality(parameters[0])))
+	case cmdCancelTPMCmd:
+		return reply(conn, resultOf(tpm.cancel()))
+	case cmdSetBufferSize:
+		// One size is all that there is: present, least, largest.
+		return reply(conn, resultSuccess, tpmBuffer, tpmBuffer, tpmBuffer)
+	case cmdSetDataFD:
+		if len(files) != 1 {
+			return fmt.Errorf("found %d descriptors, expected 1", len(files))
+		}
+		data, err := unixConn(files[0])
+		if err != nil {
+			return err
+		}
+		if err := tpm.attach(data); err != nil {
+			data.Close()
+			return err
+		}
+		return reply(conn, resultSuccess)
+	}
+	return fmt.Errorf("%w %d", errUnknownCommand, uint32(c))
 }
 
-func (c *control) answer(result uint32, then error) error {
-	_, err := c.qemu.Write(binary.BigEndian.AppendUint32(nil, result))
-	return errors.Join(then, err)
-}
-
-// forward passes a command to swtpm and its response, which comes in one piece,
-// to QEMU.
-func (c *control) forward(request []byte) (result uint32, err error) {
-	if err := c.swtpm.SetDeadline(time.Now().Add(tpmTimeout)); err != nil {
-		return 0, err
-	}
-	if _, err := c.swtpm.Write(request); err != nil {
-		return 0, fmt.Errorf("vTPM control: %w", err)
-	}
-	buf := make([]byte, maxControl)
-	n, err := c.swtpm.Read(buf)
+// resultOf is how QEMU is told of an error.
+func resultOf(err error) controlResult {
 	if err != nil {
-		return 0, fmt.Errorf("vTPM control: response: %w", err)
+		return resultFail
 	}
-	if n < 4 {
-		return 0, fmt.Errorf("vTPM control: found a response of %d bytes, expected at least 4", n)
-	}
-	if _, err := c.qemu.Write(buf[:n]); err != nil {
-		return 0, err
-	}
-	return binary.BigEndian.Uint32(buf), nil
+	return resultSuccess
 }
 
-// relay passes the guest's TPM commands on, one at a time.
-func (c *control) relay(guest net.Conn) {
-	defer guest.Close()
-	for {
-		command, err := readTPMMessage(guest)
-		if err != nil {
-			return
-		}
-		response, err := c.tpm.Send(command)
-		if err != nil {
-			return
-		}
-		if _, err := guest.Write(response); err != nil {
-			return
-		}
+func reply(conn *net.UnixConn, r controlResult, values ...uint32) error {
+	response := binary.BigEndian.AppendUint32(nil, uint32(r))
+	for _, v := range values {
+		response = binary.BigEndian.AppendUint32(response, v)
 	}
+	if err := conn.SetWriteDeadline(time.Now().Add(controlTimeout)); err != nil {
+		return err
+	}
+	_, err := conn.Write(response)
+	return err
 }
 
-// receivedFiles takes descriptors out of control data.
+// receivedFiles takes the descriptors out of control data. Go receives them
+// close-on-exec.
 func receivedFiles(oob []byte) ([]*os.File, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	messages, err := syscall.ParseSocketControlMessage(oob)
+	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, err
 	}
 	var files []*os.File
-	for _, m := range messages {
-		fds, err := syscall.ParseUnixRights(&m)
+	for i := range messages {
+		fds, err := unix.ParseUnixRights(&messages[i])
 		if err != nil {
-			continue
+			return files, err
 		}
 		for _, fd := range fds {
-			syscall.CloseOnExec(fd)
 			files = append(files, os.NewFile(uintptr(fd), "descriptor from QEMU"))
 		}
 	}
 	return files, nil
 }
 
-// sendDataFD gives swtpm the other end of the SVSM's data channel.
-func sendDataFD(swtpm *net.UnixConn, file *os.File) error {
-	if err := swtpm.SetDeadline(time.Now().Add(tpmTimeout)); err != nil {
-		return err
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
 	}
-	request := binary.BigEndian.AppendUint32(nil, ctrlSetDataFD)
-	if _, _, err := swtpm.WriteMsgUnix(request, syscall.UnixRights(int(file.Fd())), nil); err != nil {
-		return err
-	}
-	var response [4]byte
-	if _, err := io.ReadFull(swtpm, response[:]); err != nil {
-		return err
-	}
-	if result := binary.BigEndian.Uint32(response[:]); result != ctrlSuccess {
-		return fmt.Errorf("CMD_SET_DATAFD: swtpm answers %d, expected 0", result)
-	}
-	return nil
 }
 
-// socketPair makes two connected unix stream sockets: ours, and a file for
-// another process.
-func socketPair(name string) (*net.UnixConn, *os.File, error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socket pair: %w", err)
+// Response codes of a TPM (TCG TPM 2.0 Library, part 2, TPM_RC).
+const (
+	tpmRCFailure = 0x101
+	tpmRCRetry   = 0x922
+)
+
+// tpmError is a response that holds a response code alone.
+func tpmError(code uint32) []byte {
+	r := []byte{0x80, 0x01, 0, 0, 0, tpmMessageHeader} // TPM_ST_NO_SESSIONS
+	return binary.BigEndian.AppendUint32(r, code)
+}
+
+// relay passes a guest's TPM commands on, one at a time, until its channel ends
+// or breaks the protocol.
+func relay(guest net.Conn, send func([]byte) []byte) {
+	defer guest.Close()
+	for {
+		command, err := readTPMMessage(guest)
+		if err != nil {
+			return
+		}
+		if err := guest.SetWriteDeadline(time.Now().Add(tpmTimeout)); err != nil {
+			return
+		}
+		if _, err := guest.Write(send(command)); err != nil {
+			return
+		}
 	}
-	ours, theirs := os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name)
-	defer ours.Close()
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return conn.(*net.UnixConn), theirs, nil
 }

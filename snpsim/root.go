@@ -73,6 +73,12 @@ type Root struct {
 // dir must be this user's alone (mode 0700). Only one process makes a root:
 // others wait for it.
 func OpenRoot(dir, productName string) (*Root, error) {
+	return openRoot(dir, productName, func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, caBits) })
+}
+
+// openRoot is OpenRoot with the source of the CA keys, which take most of the
+// time.
+func openRoot(dir, productName string, newKey func() (*rsa.PrivateKey, error)) (*Root, error) {
 	p, err := productNamed(productName)
 	if err != nil {
 		return nil, err
@@ -86,7 +92,7 @@ func OpenRoot(dir, productName string) (*Root, error) {
 		err = r.locked(func() error {
 			err := r.load()
 			if errors.Is(err, fs.ErrNotExist) {
-				err = r.create()
+				err = r.create(newKey)
 			}
 			return err
 		})
@@ -188,7 +194,7 @@ func (r *Root) load() error {
 }
 
 // create makes the root: in a directory beside, which then gets its name.
-func (r *Root) create() error {
+func (r *Root) create(newKey func() (*rsa.PrivateKey, error)) error {
 	tmp, err := os.MkdirTemp(r.top, ".new-")
 	if err != nil {
 		return err
@@ -202,7 +208,7 @@ func (r *Root) create() error {
 	keys := make(chan made, 2)
 	for range 2 {
 		go func() {
-			key, err := rsa.GenerateKey(rand.Reader, caBits)
+			key, err := newKey()
 			keys <- made{key, err}
 		}()
 	}
