@@ -8,23 +8,58 @@ import (
 )
 
 // golden says what evidence of the launch must show.
-func (p *Plan) golden(digest measure.Digest, block *measure.GoldenIDBlock) (*measure.Golden, error) {
+func (p *Plan) golden(digest measure.Digest, block *measure.GoldenIDBlock, pcrs *measure.GoldenPCRs) (*measure.Golden, error) {
 	s := p.Spec
 	g := &measure.Golden{
 		Schema:        measure.GoldenSchema,
 		Name:          s.Name,
 		Platform:      s.Platform,
-		HostProfile:   s.HostProfile,
+		HostProfile:   p.HostProfile,
 		LaunchDigests: []measure.Digest{digest},
 		Policy:        uint64(s.Policy),
 		HostData:      s.HostData,
 		IDBlock:       block,
+		PCRs:          pcrs,
 		Inputs:        p.goldenInputs(),
 	}
 	if err := g.Validate(); err != nil {
 		return nil, err
 	}
 	return g, nil
+}
+
+// predictPCRs says what a direct boot extends into PCR 4 and 9; nil without a
+// kernel.
+func (p *Plan) predictPCRs() (*measure.GoldenPCRs, error) {
+	if p.Kernel == nil {
+		return nil, nil
+	}
+	in := measure.PCRInputs{Bank: p.Spec.VTPM.PCRBank, Cmdline: p.Spec.Cmdline}
+	if p.Spec.Platform == PlatformSim {
+		// QEMU changes the setup header of a kernel that it does not start as a
+		// confidential guest's.
+		in.MemoryBytes = uint64(p.Spec.Memory)
+	}
+	var pcrs *measure.GoldenPCRs
+	predict := func(initrd []byte) error {
+		return p.Kernel.view(func(kernel []byte) (err error) {
+			in.Kernel, in.Initrd = kernel, initrd
+			pcrs, err = measure.PredictDirectBoot(in)
+			return err
+		})
+	}
+	var err error
+	if p.Initrd != nil {
+		err = p.Initrd.view(predict)
+	} else {
+		err = predict(nil)
+	}
+	if err != nil {
+		bad := &problems{src: p.Spec.src}
+		bad.add("kernel", "%s: predicting PCR 4 and 9: %w", p.Kernel.Path, err)
+		return nil, bad.err()
+	}
+	return pcrs, nil
 }
 
 // goldenInputs lists what the values derive from.
@@ -41,7 +76,9 @@ func (p *Plan) goldenInputs() []measure.GoldenInput {
 	value("kernel_hashes", s.KernelHashes)
 	value("cpu_model", s.CPU.Model)
 	value("cpu_count", strconv.Itoa(s.CPU.Count))
-	value("guest_features", fmt.Sprintf("%#x", s.CPU.GuestFeatures))
+	if p.SVSM == nil {
+		value("guest_features", fmt.Sprintf("%#x", s.CPU.GuestFeatures))
+	}
 	value("memory", s.Memory.String())
 	return out
 }

@@ -61,7 +61,7 @@ func (p *Plan) Lock() *Lock {
 		Schema:       LockSchema,
 		Name:         p.Name,
 		Platform:     p.Spec.Platform,
-		HostProfile:  p.Spec.HostProfile,
+		HostProfile:  p.HostProfile,
 		LaunchDigest: p.Golden.LaunchDigests[0],
 		Policy:       p.Spec.Policy,
 		HostData:     p.Spec.HostData,

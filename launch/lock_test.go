@@ -118,7 +118,7 @@ func TestLockDiffers(t *testing.T) {
 	fw := readText(t, filepath.Join(dir, "OVMF.fd"))
 	write(t, filepath.Join(dir, "OVMF.fd"), []byte("\x00"+fw[1:]))
 	q := resolve(t, s)
-	q.Spec.HostProfile = ProfileKVMBSP
+	q.HostProfile = ProfileKVMBSP
 	for _, want := range []string{"firmware differs", "host profile differs"} {
 		if err := lock.Check(q); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("found %v, expected %q in it", err, want)

@@ -3,6 +3,7 @@ package launch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/snpsim"
+	"github.com/evtpm/evtpm/svsmimg"
 )
 
 // A Plan is a spec with everything resolved, once: what the VM is started from,
@@ -28,9 +30,13 @@ type Plan struct {
 	// AuthorKey says that IDAuth holds an author key.
 	AuthorKey bool
 
-	// Image is the parsed firmware; nil when the firmware is part of SVSM. It
-	// stays usable after Close.
-	Image *ovmf.Image
+	// Image is the parsed firmware, or nil; SVSMImage the parsed SVSM image that
+	// holds the firmware, or nil. They stay usable after Close.
+	Image     *ovmf.Image
+	SVSMImage *svsmimg.File
+	// HostProfile is the spec's or, where that has none, the one that the SVSM
+	// image was made for.
+	HostProfile string
 	// Hashes are the kernel hashes; nil when they are off.
 	Hashes *measure.KernelHashes
 	// Sequence is what the AMD-SP is to be given.
@@ -65,15 +71,21 @@ func Resolve(ctx context.Context, s *Spec, o ResolveOptions) (_ *Plan, err error
 	if err := p.open(ctx); err != nil {
 		return nil, err
 	}
+	// Both take a hash over megabytes, and neither needs the other.
+	var pcrs *measure.GoldenPCRs
+	var pcrErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { pcrs, pcrErr = p.predictPCRs() })
 	digest, err := p.derive()
-	if err != nil {
+	wg.Wait()
+	if err := errors.Join(err, pcrErr); err != nil {
 		return nil, err
 	}
 	block, err := p.makeIDBlock(digest, o.Rand)
 	if err != nil {
 		return nil, err
 	}
-	if p.Golden, err = p.golden(digest, block); err != nil {
+	if p.Golden, err = p.golden(digest, block, pcrs); err != nil {
 		return nil, err
 	}
 	if o.Frozen != nil {
@@ -152,42 +164,64 @@ func (p *Plan) open(ctx context.Context) error {
 }
 
 // derive computes what follows from the inputs and the spec alone: the parsed
-// firmware, the kernel hashes, the launch sequence and its digest.
+// images, the kernel hashes, the launch sequence and its digest.
 func (p *Plan) derive() (measure.Digest, error) {
-	bad := &problems{src: p.Spec.src}
-	fail := func(field, format string, args ...any) (measure.Digest, error) {
-		bad.add(field, format, args...)
-		return measure.Digest{}, bad.err()
-	}
-	if p.Spec.KernelHashes == On {
-		p.Hashes = &measure.KernelHashes{Kernel: p.Kernel.SHA256, Initrd: measure.NoInitrd}
-		if p.Initrd != nil {
-			p.Hashes.Initrd = p.Initrd.SHA256
-		}
-		var err error
-		if p.Hashes.Cmdline, err = measure.HashCmdline(p.Spec.Cmdline); err != nil {
-			return fail("cmdline", "%w", err)
-		}
-	}
 	signature, err := p.Spec.cpuSignature()
 	if err != nil {
-		return fail("cpu.model", "%w", err)
+		return p.wrong("cpu.model", err)
 	}
 	if p.SVSM != nil {
-		return fail("svsm.image", "%s: images with an SVSM are not read yet", p.SVSM.Path)
+		if err := p.deriveSVSM(signature); err != nil {
+			return p.wrong("svsm.image", fmt.Errorf("%s: %w", p.SVSM.Path, err))
+		}
+	} else {
+		if err := p.deriveHashes(); err != nil {
+			return p.wrong("cmdline", err)
+		}
+		if err := p.deriveFirmware(signature); err != nil {
+			return p.wrong("firmware.path", fmt.Errorf("%s: %w", p.Firmware.Path, err))
+		}
 	}
+	digest, err := p.Sequence.LaunchDigest()
+	if err != nil {
+		return p.wrong("", fmt.Errorf("launch sequence: %w", err))
+	}
+	return digest, nil
+}
+
+// wrong reports an error about a field of the spec.
+func (p *Plan) wrong(field string, err error) (measure.Digest, error) {
+	bad := &problems{src: p.Spec.src}
+	bad.add(field, "%w", err)
+	return measure.Digest{}, bad.err()
+}
+
+func (p *Plan) deriveHashes() (err error) {
+	if p.Spec.KernelHashes != On {
+		return nil
+	}
+	p.Hashes = &measure.KernelHashes{Kernel: p.Kernel.SHA256, Initrd: measure.NoInitrd}
+	if p.Initrd != nil {
+		p.Hashes.Initrd = p.Initrd.SHA256
+	}
+	p.Hashes.Cmdline, err = measure.HashCmdline(p.Spec.Cmdline)
+	return err
+}
+
+func (p *Plan) deriveFirmware(signature uint32) error {
 	data, err := p.Firmware.Bytes()
 	if err != nil {
-		return fail("firmware.path", "%w", err)
+		return err
 	}
 	if p.Image, err = ovmf.Parse(data); err != nil {
-		return fail("firmware.path", "%s: %w", p.Firmware.Path, err)
+		return err
 	}
 	if p.Hashes != nil {
 		if err := p.Image.CheckKernelHashes(measure.ModeSNP); err != nil {
-			return fail("firmware.path", "%s: %w; or set kernel_hashes: off, then the PCRs alone bind the kernel", p.Firmware.Path, err)
+			return fmt.Errorf("%w; or set kernel_hashes: off, then the PCRs alone bind the kernel", err)
 		}
 	}
+	p.HostProfile = p.Spec.HostProfile
 	p.Sequence, err = p.Image.Sequence(ovmf.LaunchOptions{
 		VCPUs:         p.Spec.CPU.Count,
 		CPUSignature:  signature,
@@ -196,16 +230,36 @@ func (p *Plan) derive() (measure.Digest, error) {
 		Hashes:        p.Hashes,
 	})
 	if err != nil {
-		return fail("firmware.path", "%s: %w", p.Firmware.Path, err)
+		return err
 	}
 	if p.Spec.Platform == PlatformSim {
 		p.Sequence.Steps = append(p.Sequence.Steps, snpsim.SVSMStep())
 	}
-	digest, err := p.Sequence.LaunchDigest()
+	return nil
+}
+
+func (p *Plan) deriveSVSM(signature uint32) error {
+	data, err := p.SVSM.Bytes()
 	if err != nil {
-		return fail("", "launch sequence: %w", err)
+		return err
 	}
-	return digest, nil
+	if p.SVSMImage, err = svsmimg.Parse(data); err != nil {
+		return err
+	}
+	policy, ok := p.SVSMImage.Policy(svsmimg.PlatformSNP)
+	if ok && Policy(policy) != p.Spec.Policy {
+		// QEMU starts the launch with the policy of its command line and gives the
+		// ID block that of the file: two would end in a launch that the AMD-SP
+		// refuses, or that is not the one that the image's signer meant.
+		return fmt.Errorf("found guest policy %s in the image, but %s in the spec; set policy: %[1]s, or rebuild the image", Policy(policy), p.Spec.Policy)
+	}
+	profile := svsmimg.Profile(p.Spec.HostProfile)
+	if profile == "" {
+		profile = p.SVSMImage.InferProfile()
+	}
+	p.HostProfile = string(profile)
+	p.Sequence, err = p.SVSMImage.Sequence(svsmimg.SequenceOptions{Profile: profile, VCPUs: p.Spec.CPU.Count, CPUSignature: signature})
+	return err
 }
 
 // cpuSignature is the CPUID 1.EAX of the spec's CPU model.

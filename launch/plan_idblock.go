@@ -16,10 +16,13 @@ import (
 // a word why. It returns what reports will say of the block, nil without one.
 func (p *Plan) makeIDBlock(digest measure.Digest, rand io.Reader) (*measure.GoldenIDBlock, error) {
 	b := p.Spec.IDBlock
+	bad := &problems{src: p.Spec.src}
+	if p.SVSMImage != nil && p.SVSMImage.IDBlock() != nil {
+		return p.imageIDBlock(digest, bad)
+	}
 	if b == nil {
 		return nil, nil
 	}
-	bad := &problems{src: p.Spec.src}
 	var block *measure.IDBlock
 	var auth *measure.IDAuth
 	if b.Block == "" {
@@ -38,6 +41,32 @@ func (p *Plan) makeIDBlock(digest measure.Digest, rand io.Reader) (*measure.Gold
 		return nil, err
 	}
 	p.IDBlock, p.IDAuth, p.AuthorKey = block.Encode(), encoded, auth.AuthorKey != nil
+	return auth.Golden(block)
+}
+
+// imageIDBlock judges the ID block in an SVSM image. It is not made part of the
+// plan: QEMU takes it from the image by itself.
+func (p *Plan) imageIDBlock(digest measure.Digest, bad *problems) (*measure.GoldenIDBlock, error) {
+	header := p.SVSMImage.IDBlock()
+	fail := func(field, format string, args ...any) (*measure.GoldenIDBlock, error) {
+		bad.add(field, format, args...)
+		return nil, bad.err()
+	}
+	if p.Spec.IDBlock != nil {
+		return fail("id_block", "found beside the ID block in %s, expected one of them", p.SVSM.Path)
+	}
+	// The policy is the spec's too: see deriveSVSM.
+	block := header.Block(uint64(p.Spec.Policy))
+	if block.LaunchDigest != digest {
+		return fail("svsm.image", "%s: found launch digest %s in its ID block, expected %s on host profile %s: the AMD-SP would refuse the launch", p.SVSM.Path, block.LaunchDigest, digest, p.HostProfile)
+	}
+	auth, err := header.Auth()
+	if err != nil {
+		return fail("svsm.image", "%s: %w", p.SVSM.Path, err)
+	}
+	if err := auth.Verify(block); err != nil {
+		return fail("svsm.image", "%s: %w", p.SVSM.Path, err)
+	}
 	return auth.Golden(block)
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"os"
@@ -22,6 +23,7 @@ import (
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
 	"github.com/evtpm/evtpm/snpsim"
+	"github.com/evtpm/evtpm/svsmimg"
 )
 
 // planDir makes a folder with the inputs of a spec and the spec itself, whose
@@ -123,8 +125,56 @@ func TestResolve(t *testing.T) {
 	if d := cmp.Diff(want, g.Inputs); d != "" {
 		t.Errorf("inputs of the golden values differ (-want +got):\n%s", d)
 	}
+	pcrs, err := measure.PredictDirectBoot(measure.PCRInputs{Bank: "sha256", Kernel: testKernel(), Initrd: []byte("initrd"), Cmdline: "quiet loglevel=0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(pcrs, g.PCRs); d != "" {
+		t.Errorf("PCRs differ (-want +got):\n%s", d)
+	}
 	if _, err := g.Encode(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestResolvePCRs: what the PCRs are predicted from, also without kernel hashes,
+// initrd or command line, and that there are none without a kernel.
+func TestResolvePCRs(t *testing.T) {
+	bzImage := testKernel()
+	bzImage = append(bzImage, make([]byte, 0x400)...)
+	copy(bzImage[0x202:], "HdrS\x0c\x02")
+	bzImage[0x211] = 1    // loaded high
+	bzImage[0x236] = 0x02 // can be loaded above 4 GiB
+	predict := func(in measure.PCRInputs) *measure.GoldenPCRs {
+		pcrs, err := measure.PredictDirectBoot(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pcrs
+	}
+	for name, c := range map[string]struct {
+		lines []string
+		want  *measure.GoldenPCRs
+	}{
+		"sim":     {nil, predict(measure.PCRInputs{Bank: "sha256", Kernel: bzImage, Initrd: []byte("initrd"), Cmdline: "quiet loglevel=0", MemoryBytes: 256 << 20})},
+		"no hash": {[]string{"kernel_hashes: off"}, predict(measure.PCRInputs{Bank: "sha256", Kernel: bzImage, Initrd: []byte("initrd"), Cmdline: "quiet loglevel=0", MemoryBytes: 256 << 20})},
+		"sha384":  {[]string{"vtpm: {pcr_bank: sha384}", "memory: 1G"}, predict(measure.PCRInputs{Bank: "sha384", Kernel: bzImage, Initrd: []byte("initrd"), Cmdline: "quiet loglevel=0", MemoryBytes: 1 << 30})},
+		"snp":     {[]string{"platform: snp"}, predict(measure.PCRInputs{Bank: "sha256", Kernel: bzImage, Initrd: []byte("initrd"), Cmdline: "quiet loglevel=0"})},
+		"bare":    {[]string{"platform: snp", "cmdline: ''"}, predict(measure.PCRInputs{Bank: "sha256", Kernel: bzImage})},
+	} {
+		dir, s := planDir(t, c.lines...)
+		write(t, filepath.Join(dir, "vmlinuz"), bzImage)
+		if name == "bare" {
+			s.Initrd, s.src = "", nil // as if the line were not there
+		}
+		if d := cmp.Diff(c.want, resolve(t, s).Golden.PCRs); d != "" {
+			t.Errorf("%s: PCRs differ (-want +got):\n%s", name, d)
+		}
+	}
+	_, s := planDir(t)
+	s.src, s.Kernel, s.Initrd, s.Cmdline, s.KernelHashes = nil, "", "", "", Off
+	if p := resolve(t, s); p.Golden.PCRs != nil {
+		t.Errorf("found PCRs %+v without a kernel", p.Golden.PCRs)
 	}
 }
 
@@ -217,10 +267,9 @@ func TestResolveRefuses(t *testing.T) {
 			spoil: func(dir string) { write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(plain)) },
 			want:  []string{"a.yaml:4: firmware.path: ", "no SEV hash table area", "AmdSev", "or set kernel_hashes: off, then the PCRs alone bind the kernel"},
 		},
-		"too many vCPUs are found before any file is opened": {
-			lines: []string{},
-			spoil: func(dir string) { os.Remove(filepath.Join(dir, "OVMF.fd")) },
-			want:  []string{"a.yaml:4: firmware.path"},
+		"kernel is no kernel": {
+			spoil: func(dir string) { write(t, filepath.Join(dir, "vmlinuz"), []byte("text")) },
+			want:  []string{"a.yaml:5: kernel: ", "vmlinuz: predicting PCR 4 and 9: kernel: found no PE image"},
 		},
 		"ID key missing": {
 			lines: []string{"id_block: {id_key: id.pem, author_key: author.pem}"},
@@ -391,5 +440,174 @@ func TestIDBlockWithoutAuthorKey(t *testing.T) {
 	}
 }
 
-// testKernel is not a kernel, only bytes.
-func testKernel() []byte { return []byte("kernel") }
+// testIGVM makes an image with one page and the boot vCPU's VMSA at gpa.
+func testIGVM(t *testing.T, vmsaGPA uint64, more ...svsmimg.Header) []byte {
+	t.Helper()
+	vmsa, err := measure.VCPU{Signature: 0x800f12, Features: 1, EIP: measure.ResetEIP}.VMSA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := append(make([]byte, measure.PageSize), vmsa.Page()...)
+	copy(data, "SVSM")
+	page := func(i uint32) svsmimg.Blob {
+		// The file data begins where the headers end, padded; the writer knows.
+		return svsmimg.Blob{Offset: i * measure.PageSize, Size: measure.PageSize}
+	}
+	f := &svsmimg.File{
+		Version: 1,
+		Headers: append([]svsmimg.Header{&svsmimg.Platform{Mask: 1, Platform: svsmimg.PlatformSNP, Version: 1}}, append(more,
+			&svsmimg.PageData{GPA: 0x10000, Mask: 1, Data: page(0)},
+			&svsmimg.VPContext{GPA: vmsaGPA, Mask: 1, Data: page(1)},
+		)...),
+		Data: data,
+	}
+	out, err := f.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// igvmDir makes a folder with an SVSM image and a spec that names it.
+func igvmDir(t *testing.T, image []byte, lines ...string) (dir string, s *Spec) {
+	t.Helper()
+	dir = t.TempDir()
+	write(t, filepath.Join(dir, "a.igvm"), image)
+	text := "version: 1\nname: demo\nplatform: snp\nsvsm: {image: a.igvm}\n" + strings.Join(lines, "\n") + "\n"
+	s, err := ReadSpec(write(t, filepath.Join(dir, "a.yaml"), []byte(text)), SpecFileOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, s
+}
+
+// TestResolveSVSM: an SVSM image is measured as its host profile says, by default
+// the one that it was made for.
+func TestResolveSVSM(t *testing.T) {
+	for name, c := range map[string]struct {
+		gpa     uint64
+		lines   []string
+		profile svsmimg.Profile
+	}{
+		"inferred kvm":        {measure.VMSAGPA, nil, svsmimg.ProfileKVM},
+		"inferred kvm-direct": {0x20000, nil, svsmimg.ProfileKVMDirect},
+		"kvm-bsp":             {measure.VMSAGPA, []string{"host_profile: kvm-bsp"}, svsmimg.ProfileKVMBSP},
+	} {
+		image := testIGVM(t, c.gpa, &svsmimg.GuestPolicy{Policy: 0x30000, Mask: 1})
+		_, s := igvmDir(t, image, append(c.lines, "cpu: {count: 3}")...)
+		p := resolve(t, s)
+		f, err := svsmimg.Parse(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seq, err := f.Sequence(svsmimg.SequenceOptions{Profile: c.profile, VCPUs: 3, CPUSignature: 0x800f12})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := seq.LaunchDigest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Golden.LaunchDigests[0]; got != want {
+			t.Errorf("%s: found digest %s, expected %s", name, got, want)
+		}
+		if p.HostProfile != string(c.profile) || p.Golden.HostProfile != p.HostProfile || p.Lock().HostProfile != p.HostProfile {
+			t.Errorf("%s: found profiles %s, %s and %s", name, p.HostProfile, p.Golden.HostProfile, p.Lock().HostProfile)
+		}
+		if p.Image != nil || p.Hashes != nil || p.Firmware != nil || p.SVSM.SHA256 != sha256.Sum256(image) {
+			t.Errorf("%s: found plan %+v", name, p)
+		}
+		want2 := []measure.GoldenInput{{Name: "svsm", SHA256: sum(image)}, {Name: "kernel_hashes", Value: "off"}, {Name: "cpu_model", Value: "EPYC-v4"}, {Name: "cpu_count", Value: "3"}, {Name: "memory", Value: "512M"}}
+		if d := cmp.Diff(want2, p.Golden.Inputs); d != "" {
+			t.Errorf("%s: inputs of the golden values differ (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+// TestResolveSVSMRefuses: an image that does not fit the spec or the host is
+// refused before anything starts.
+func TestResolveSVSMRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		image []byte
+		lines []string
+		want  string
+	}{
+		"not IGVM":    {[]byte("text"), nil, `a.yaml:4: svsm.image: `},
+		"I-21 policy": {testIGVM(t, measure.VMSAGPA, &svsmimg.GuestPolicy{Policy: 0xb0000, Mask: 1}), nil, "found guest policy 0xb0000 in the image, but 0x30000 in the spec; set policy: 0xb0000"},
+		"profile":     {testIGVM(t, measure.VMSAGPA), []string{"host_profile: kvm-direct"}, "host profile kvm-direct: found the VMSA at"},
+	} {
+		_, s := igvmDir(t, c.image, c.lines...)
+		before := openFiles(t)
+		if _, err := Resolve(t.Context(), s, ResolveOptions{}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: found %v, expected %q in it", name, err, c.want)
+		}
+		if after := openFiles(t); after != before {
+			t.Errorf("%s: found %d open descriptors, expected %d", name, after, before)
+		}
+	}
+}
+
+// TestI21ImageIDBlock: an ID block in the image is held against the launch, and
+// stands alone.
+func TestI21ImageIDBlock(t *testing.T) {
+	policy := &svsmimg.GuestPolicy{Policy: 0x30000, Mask: 1}
+	_, s := igvmDir(t, testIGVM(t, measure.VMSAGPA, policy))
+	digest := resolve(t, s).Golden.LaunchDigests[0]
+	k := key(t, filepath.Join(t.TempDir(), "id.pem"))
+	header := func(change func(*measure.IDBlock)) svsmimg.Header {
+		block := &measure.IDBlock{LaunchDigest: digest, GuestSVN: 3, Policy: 0x30000}
+		change(block)
+		auth, err := measure.SignIDBlock(block, measure.SignOptions{IDKey: k})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := svsmimg.NewSNPIDBlock(1, block, auth)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	image := func(change func(*measure.IDBlock)) []byte {
+		return testIGVM(t, measure.VMSAGPA, policy, header(change))
+	}
+	_, s = igvmDir(t, image(func(*measure.IDBlock) {}))
+	p := resolve(t, s)
+	if p.IDBlock != nil || p.Golden.IDBlock == nil || p.Golden.IDBlock.GuestSVN != 3 || p.Golden.IDBlock.AuthorKeyDigest != nil {
+		t.Errorf("found ID block %x, golden values %+v", p.IDBlock, p.Golden.IDBlock)
+	}
+	if p.Golden.LaunchDigests[0] != digest {
+		t.Errorf("found digest %s, expected %s: the ID block is not measured", p.Golden.LaunchDigests[0], digest)
+	}
+	for name, c := range map[string]struct {
+		image []byte
+		lines []string
+		want  string
+	}{
+		"other launch": {image(func(b *measure.IDBlock) { b.LaunchDigest[0] ^= 1 }), nil, "in its ID block, expected " + digest.String()},
+		"other policy": {image(func(b *measure.IDBlock) { b.Policy = 0xb0000 }), nil, "signature"},
+		"two blocks":   {image(func(*measure.IDBlock) {}), []string{"id_block: {id_key: x}"}, "id_block: found beside the ID block in "},
+	} {
+		_, s := igvmDir(t, c.image, c.lines...)
+		if _, err := Resolve(t.Context(), s, ResolveOptions{}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: found %v, expected %q in it", name, err, c.want)
+		}
+	}
+}
+
+// testKernel is a PE image with an EFI stub's strings: enough of a kernel to be
+// measured.
+func testKernel() []byte {
+	const header, optional, headers = 0x40, 0x58, 0x200
+	k := make([]byte, headers+0x100)
+	copy(k, "MZ")
+	binary.LittleEndian.PutUint32(k[0x3c:], header)
+	copy(k[header:], "PE\x00\x00")
+	binary.LittleEndian.PutUint16(k[header+6:], 1)              // sections
+	binary.LittleEndian.PutUint16(k[header+20:], 112)           // size of the optional header
+	binary.LittleEndian.PutUint16(k[optional:], 0x20b)          // PE32+
+	binary.LittleEndian.PutUint32(k[optional+60:], headers)     // size of the headers
+	binary.LittleEndian.PutUint32(k[optional+112+16:], 0x100)   // section's size
+	binary.LittleEndian.PutUint32(k[optional+112+20:], headers) // section's place
+	copy(k[headers:], "LOADED_IMAGE::LoadOptions Linux initrd")
+	return k
+}

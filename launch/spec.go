@@ -68,7 +68,7 @@ type Spec struct {
 	CPU         CPU    `json:"cpu,omitzero" doc:"The vCPUs."`
 	Memory      Size   `json:"memory,omitempty" kind:"size" default:"512M" doc:"Memory of the VM, such as 512M or 2G."`
 	Hugepages   string `json:"hugepages,omitempty" enum:"2M,1G" doc:"Back the memory with huge pages of this size. Absent: ordinary pages."`
-	HostProfile string `json:"host_profile,omitempty" enum:"kvm,kvm-bsp,kvm-direct" default:"kvm" doc:"How the host's KVM measures vCPUs: part of the launch digest."`
+	HostProfile string `json:"host_profile,omitempty" enum:"kvm,kvm-bsp,kvm-direct" doc:"How the host's KVM measures vCPUs: part of the launch digest. Default: kvm; with svsm.image the profile that the image was made for."`
 
 	Policy   Policy           `json:"policy,omitzero" kind:"policy" doc:"Guest policy: a number such as 0x30000, or named bits. Default 0x30000: SMT allowed, no debugging, no migration."`
 	HostData measure.HexBytes `json:"host_data,omitempty" kind:"bytes" size:"32" doc:"HOST_DATA of the report: 32 bytes in hex or base64. Absent: zeros."`
@@ -118,7 +118,7 @@ type CPU struct {
 	Model         string `json:"model,omitempty" pattern:"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$" want:"a CPU model's name without options" default:"EPYC-v4" doc:"QEMU's name of the CPU model. Its signature is measured."`
 	Count         int    `json:"count,omitempty" min:"1" max:"512" default:"1" doc:"Number of vCPUs."`
 	Signature     uint32 `json:"signature,omitempty" max:"0xffffffff" doc:"CPUID 1.EAX that the model shows, for a model of which it is not known, such as host."`
-	GuestFeatures uint64 `json:"guest_features,omitempty" doc:"SEV_FEATURES as the host gives them. Default 0x1: SNPActive alone. 0x21 where KVM enables debug swap."`
+	GuestFeatures uint64 `json:"guest_features,omitempty" doc:"SEV_FEATURES as the host gives them. Default 0x1: SNPActive alone. 0x21 where KVM enables debug swap. Not with svsm.image, whose VMSA says it."`
 }
 
 // IDBlock is made from keys, or given ready made.
@@ -142,6 +142,7 @@ type VTPM struct {
 type Sim struct {
 	Product       string `json:"product,omitempty" enum:"Milan,Genoa,Turin" default:"Genoa" doc:"Processor whose certificates and TCB layout are simulated."`
 	ReportVersion int    `json:"report_version,omitempty" min:"3" max:"5" default:"5" doc:"Version of the reports: 3 or 5."`
+	Machine       string `json:"machine,omitempty" pattern:"^[a-z0-9-]{1,32}$" want:"lower-case letters, digits and hyphens, at most 32" doc:"Name of the simulated machine: another name is another chip under the same root. Absent: this machine's."`
 }
 
 // Disk is a virtio disk.

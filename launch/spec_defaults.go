@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/evtpm/evtpm/measure"
 )
 
 // FillDefaults gives every absent field its default and makes the paths of the
@@ -48,8 +50,11 @@ func (s *Spec) FillDefaults(dir string) {
 	if s.Policy == 0 && !s.src.has("policy") {
 		s.Policy = DefaultPolicy
 	}
-	if s.CPU.GuestFeatures == 0 && !s.src.has("cpu.guest_features") {
-		s.CPU.GuestFeatures = 1
+	if s.SVSM == nil {
+		fill(&s.HostProfile, "host_profile", ProfileKVM)
+		if s.CPU.GuestFeatures == 0 && !s.src.has("cpu.guest_features") {
+			s.CPU.GuestFeatures = measure.FeatureSNPActive
+		}
 	}
 	if s.Attestation.PCRs == nil && !s.src.has("attestation.pcrs") {
 		for i := range pcrCount {

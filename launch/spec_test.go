@@ -78,6 +78,8 @@ func TestSpecDefaults(t *testing.T) {
 		{"kernel_hashes", snp.KernelHashes, Off},
 		{"svsm.image", snp.SVSM.Image, "/dir/a.igvm"},
 		{"memory", snp.Memory.String(), "512M"},
+		{"host_profile", snp.HostProfile, ""},
+		{"cpu.guest_features", fmt.Sprint(snp.CPU.GuestFeatures), "0"},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: found %q, expected %q", c.what, c.got, c.want)
@@ -269,7 +271,7 @@ func TestSpecRefuses(t *testing.T) {
 				`a.yaml:9: cpu: found the number "4", expected a mapping of model, count, signature, guest_features`,
 				`a.yaml:10: disks: found a mapping, expected a list`,
 				`a.yaml:11: networks[0]: found "user", expected a mapping of type, bridge, device, mac, forwards`,
-				`a.yaml:12: sim: found "Milan", expected a mapping of product, report_version`,
+				`a.yaml:12: sim: found "Milan", expected a mapping of product, report_version, machine`,
 			},
 		},
 		"bytes": {
@@ -342,6 +344,8 @@ func TestSpecRefuses(t *testing.T) {
 		"report version 4":          {with("sim: {report_version: 4}"), []string{`a.yaml:9: sim.report_version: found 4, expected 3 or 5`}},
 		"report version 2":          {with("sim: {report_version: 2}"), []string{`a.yaml:9: sim.report_version: found 2, expected 3 to 5`}},
 		"sim on snp":                {snp("sim: {}"), []string{`a.yaml:9: sim: found on platform snp, expected only on platform sim`}},
+		"svsm on sim":               {with("firmware: {}", "svsm: {image: i}"), []string{`a.yaml:9: svsm: found on platform sim, expected only on platform snp: what is simulated is the SVSM`}},
+		"features with SVSM":        {snp("firmware: {}", "svsm: {image: i}", "cpu: {guest_features: 1}"), []string{`a.yaml:10: cpu.guest_features: found with svsm.image, expected nothing: the VMSA in the image says it`}},
 		"tcg on snp":                {snp("qemu: {accel: tcg}"), []string{`a.yaml:9: qemu.accel: found "tcg", expected kvm: SEV-SNP is KVM's`}},
 		"machine":                   {snp("qemu: {machine: 'q35,smm=on'}"), []string{`a.yaml:9: qemu.machine: found "q35,smm=on", expected q35, or a version of it such as pc-q35-10.0`}},
 		"program":                   {snp("qemu: {binary: ./qemu}"), []string{`a.yaml:9: qemu.binary: found "./qemu", expected a program's name, or an absolute path`}},

@@ -185,6 +185,9 @@ func (s *Spec) checkPlatform(p *problems) {
 			p.add("qemu.accel", "found %q, expected kvm: SEV-SNP is KVM's", s.QEMU.Accel)
 		}
 	case PlatformSim:
+		if s.SVSM != nil {
+			p.add("svsm", "found on platform sim, expected only on platform snp: what is simulated is the SVSM")
+		}
 		if s.Sim == nil {
 			p.add("sim", "missing: the defaults are not filled in")
 		} else if s.Sim.ReportVersion == 4 {
@@ -244,7 +247,10 @@ func (s *Spec) checkCPU(p *problems) {
 	case err == nil && s.CPU.Signature != 0 && s.CPU.Signature != known:
 		p.add("cpu.signature", "found %#x, expected %#x, the signature of %s", s.CPU.Signature, known, s.CPU.Model)
 	}
-	if s.CPU.GuestFeatures&measure.FeatureSNPActive == 0 {
+	switch {
+	case s.SVSM != nil && (s.CPU.GuestFeatures != 0 || s.src.has("cpu.guest_features")):
+		p.add("cpu.guest_features", "found with svsm.image, expected nothing: the VMSA in the image says it")
+	case s.SVSM == nil && s.CPU.GuestFeatures&measure.FeatureSNPActive == 0:
 		p.add("cpu.guest_features", "found %#x, expected bit 0 (SNPActive) set", s.CPU.GuestFeatures)
 	}
 }
