@@ -7,6 +7,8 @@ import "github.com/urfave/cli/v2"
 func commands(u *ui) []*cli.Command {
 	return append(machineCommands(u), []*cli.Command{
 		attestCommand(u),
+		specCommand(u),
+		lockCommand(u),
 		renderCommand(u),
 		measureCommand(u),
 		initramfsCommand(u),

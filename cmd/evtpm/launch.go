@@ -30,9 +30,9 @@ func launchCommand(u *ui) *cli.Command {
 			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the VM runs; it is attested in the background"},
 			&cli.BoolFlag{Name: "rm", Usage: "end the VM after the verdict and leave nothing of it"},
 			&cli.DurationFlag{Name: "timeout", Usage: "give up after this `TIME`, all phases together (the spec bounds each)"},
-			&cli.BoolFlag{Name: "frozen", Usage: "refuse inputs that differ from the spec's lock file"},
+			frozenFlag(),
 			&cli.StringFlag{Name: "save", Usage: "write golden values, evidence and verdict to the folder `DIR` as well"},
-			&cli.BoolFlag{Name: "allow-untrusted-file", Usage: "take a spec that other users could have written"},
+			specOwnerFlag(),
 			outputFlag(),
 		},
 		Action: func(c *cli.Context) error {
@@ -124,7 +124,7 @@ func (l *launching) launch(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	plan, err := l.plan(ctx, path)
+	plan, err := resolvePlan(ctx, path, l.anyOwner, l.frozen)
 	if err != nil {
 		return err
 	}
@@ -156,21 +156,6 @@ func (l *launching) launch(ctx context.Context, path string) error {
 		return err
 	}
 	return l.judged(ctx, m, home, a, plan.Spec.Attestation.OnRefused)
-}
-
-// plan reads and resolves the spec.
-func (l *launching) plan(ctx context.Context, path string) (*launch.Plan, error) {
-	spec, err := launch.ReadSpec(path, launch.SpecFileOptions{AnyOwner: l.anyOwner})
-	if err != nil {
-		return nil, err
-	}
-	var o launch.ResolveOptions
-	if l.frozen {
-		if o.Frozen, err = launch.ReadLock(launch.LockPath(path)); err != nil {
-			return nil, err
-		}
-	}
-	return launch.Resolve(ctx, spec, o)
 }
 
 // leave lets a machine go before its verdict.

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"encoding/binary"
+	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/evtpm/evtpm/ovmf/ovmftest"
 )
 
 func TestMain(m *testing.M) {
@@ -19,7 +24,24 @@ func TestScripts(t *testing.T) {
 		UpdateScripts: os.Getenv("EVTPM_UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("EVTPM_TESTDATA", os.Getenv("EVTPM_TESTDATA"))
-			return nil
+			// A firmware and a kernel that can be measured, if not run.
+			return errors.Join(
+				os.WriteFile(filepath.Join(env.WorkDir, "OVMF.fd"), ovmftest.Build(ovmftest.AmdSev()), 0o600),
+				os.WriteFile(filepath.Join(env.WorkDir, "vmlinuz"), testKernel(), 0o600),
+			)
 		},
 	})
+}
+
+// testKernel is a PE image with nothing in it.
+func testKernel() []byte {
+	const header, optional, headers = 0x40, 0x58, 0x200
+	k := make([]byte, headers)
+	copy(k, "MZ")
+	binary.LittleEndian.PutUint32(k[0x3c:], header)
+	copy(k[header:], "PE\x00\x00")
+	binary.LittleEndian.PutUint16(k[header+20:], 112)       // size of the optional header
+	binary.LittleEndian.PutUint16(k[optional:], 0x20b)      // PE32+
+	binary.LittleEndian.PutUint32(k[optional+60:], headers) // size of the headers
+	return k
 }

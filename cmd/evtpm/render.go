@@ -15,6 +15,7 @@ func renderCommand(u *ui) *cli.Command {
 		Usage: "print what a spec is started with",
 		Subcommands: []*cli.Command{
 			renderQEMUCommand(u),
+			renderLibvirtCommand(u),
 		},
 	}
 }
@@ -29,8 +30,7 @@ func renderQEMUCommand(u *ui) *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "dir", Value: ".", Usage: "folder `DIR` for sockets and the kernel hashes page"},
 			&cli.BoolFlag{Name: "write", Usage: "write the kernel hashes page of platform sim to DIR/hashes.bin"},
-			&cli.BoolFlag{Name: "allow-untrusted-file", Usage: "take a spec that other users could have written"},
-			outputFlag(),
+			frozenFlag(), specOwnerFlag(), outputFlag(),
 		},
 		Action: func(c *cli.Context) error {
 			path, err := oneArg(c, "a spec")
@@ -41,11 +41,7 @@ func renderQEMUCommand(u *ui) *cli.Command {
 			if err != nil {
 				return err
 			}
-			spec, err := launch.ReadSpec(path, launch.SpecFileOptions{AnyOwner: c.Bool("allow-untrusted-file")})
-			if err != nil {
-				return err
-			}
-			plan, err := launch.Resolve(c.Context, spec, launch.ResolveOptions{})
+			plan, err := resolveSpec(c, path)
 			if err != nil {
 				return err
 			}
