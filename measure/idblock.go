@@ -370,15 +370,23 @@ func SignIDBlock(block *IDBlock, o SignOptions) (*IDAuth, error) {
 		return nil, fmt.Errorf("ID key: %w", err)
 	}
 	if o.AuthorKey != nil {
-		key, err := EncodeIDKey(a.IDKey)
-		if err != nil {
+		if err := a.SignKey(o.AuthorKey, o.Rand); err != nil {
 			return nil, err
-		}
-		if a.AuthorKey, a.IDKeySig, err = sign(o.AuthorKey, o.Rand, key); err != nil {
-			return nil, fmt.Errorf("author key: %w", err)
 		}
 	}
 	return a, a.Verify(block)
+}
+
+// SignKey signs the ID key with an author key. Rand is as in [SignOptions].
+func (a *IDAuth) SignKey(author crypto.Signer, rand io.Reader) error {
+	key, err := EncodeIDKey(a.IDKey)
+	if err != nil {
+		return err
+	}
+	if a.AuthorKey, a.IDKeySig, err = sign(author, rand, key); err != nil {
+		return fmt.Errorf("author key: %w", err)
+	}
+	return nil
 }
 
 func sign(signer crypto.Signer, rand io.Reader, message []byte) (*ecdsa.PublicKey, *Signature, error) {

@@ -78,7 +78,7 @@ func (img *Image) snpSequence(o LaunchOptions) (*measure.Sequence, error) {
 	var late []measure.Step
 	for _, sec := range img.Sections {
 		step := measure.Step{
-			Type:   pageType(sec.Type, o.VMM),
+			Type:   PageType(sec.Type, o.VMM),
 			GPA:    uint64(sec.GPA),
 			Size:   uint64(sec.Size),
 			Source: sec.Type.String() + " section",
@@ -114,10 +114,10 @@ func (img *Image) snpSequence(o LaunchOptions) (*measure.Sequence, error) {
 	return s, s.Validate()
 }
 
-// pageType is the type that a section's pages are launched with. QEMU measures
+// PageType is the type that a section's pages are launched with. QEMU measures
 // every type that it has no other for as zeros, kernel hashes that are off among
 // them; GCE leaves the memory of the SEC phase unmeasured.
-func pageType(t SectionType, vmm measure.VMM) measure.PageType {
+func PageType(t SectionType, vmm measure.VMM) measure.PageType {
 	switch {
 	case t == SectionSecrets:
 		return measure.PageSecrets

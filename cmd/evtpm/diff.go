@@ -1,0 +1,317 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/inputfile"
+	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/measure"
+	"github.com/evtpm/evtpm/ovmf"
+	"github.com/evtpm/evtpm/svsmimg"
+)
+
+func diffCommand(u *ui) *cli.Command {
+	return &cli.Command{
+		Name:      "diff",
+		Usage:     "compare two launches down to the first differing step and its guest address",
+		ArgsUsage: "A B",
+		Description: "A and B are specs (.yaml), firmware images, IGVM files, traces that evtpm measure --trace printed, or golden values.\n" +
+			"Golden values are compared field by field, and only with golden values.\n\n" +
+			"Exit codes: 0 nothing differs, 6 something does.",
+		Flags:  []cli.Flag{outputFlag()},
+		Action: func(c *cli.Context) error { return u.diff(c) },
+	}
+}
+
+// launchSide is one of the two things that are compared.
+type launchSide struct {
+	name   string
+	golden *measure.Golden // of golden values; then the rest is empty
+	pages  []measure.Page
+	vmsas  []*measure.VMSA // what is known of them
+}
+
+// diffDocument is what -o json prints.
+type diffDocument struct {
+	Schema    string       `json:"schema"`
+	Same      bool         `json:"same"`
+	First     *firstDiff   `json:"first,omitempty"`
+	Regions   []regionDiff `json:"regions,omitempty"`
+	Reordered bool         `json:"reordered,omitempty"`
+	VCPUs     *[2]int      `json:"vcpus,omitempty"`
+	Registers []vmsaDiff   `json:"registers,omitempty"`
+	Fields    []fieldDiff  `json:"fields,omitempty"`
+}
+
+type firstDiff struct {
+	Step int       `json:"step"`
+	A    *pageText `json:"a"`
+	B    *pageText `json:"b"`
+}
+
+type pageText struct {
+	Type     string `json:"type"`
+	GPA      string `json:"gpa"`
+	Source   string `json:"source"`
+	Contents string `json:"contents,omitempty"`
+}
+
+type regionDiff struct {
+	GPA  string `json:"gpa"`
+	Size uint64 `json:"size"`
+	What string `json:"what"`
+	A    string `json:"a,omitempty"`
+	B    string `json:"b,omitempty"`
+}
+
+type vmsaDiff struct {
+	VCPU     int    `json:"vcpu"`
+	Register string `json:"register"`
+	A        string `json:"a"`
+	B        string `json:"b"`
+}
+
+type fieldDiff struct {
+	Field string          `json:"field"`
+	A     json.RawMessage `json:"a"`
+	B     json.RawMessage `json:"b"`
+}
+
+func (u *ui) diff(c *cli.Context) error {
+	asJSON, err := wantsJSON(c)
+	if err != nil {
+		return err
+	}
+	if c.NArg() != 2 {
+		return fmt.Errorf("%s: found %d arguments, expected two: A B", c.Command.HelpName, c.NArg())
+	}
+	var sides [2]*launchSide
+	for i := range sides {
+		if sides[i], err = u.readSide(c, c.Args().Get(i)); err != nil {
+			return err
+		}
+	}
+	a, b := sides[0], sides[1]
+	var doc *diffDocument
+	switch {
+	case (a.golden != nil) != (b.golden != nil):
+		return errors.New("diff: found golden values on one side, expected them on both or on neither")
+	case a.golden != nil:
+		if doc, err = diffGolden(a.golden, b.golden); err != nil {
+			return err
+		}
+	default:
+		doc = diffLaunches(a, b)
+	}
+	doc.Schema = "evtpm.diff/v1"
+	if asJSON {
+		err = u.json(doc)
+	} else {
+		for _, line := range doc.lines() {
+			u.data("%s", line)
+		}
+	}
+	if err == nil && !doc.Same {
+		err = errSilent(attest.ClassMeasurement)
+	}
+	return err
+}
+
+// readSide finds out what a file is, and reads it.
+func (u *ui) readSide(c *cli.Context, name string) (*launchSide, error) {
+	if ext := filepath.Ext(name); ext == ".yaml" || ext == ".yml" {
+		spec, err := launch.ReadSpec(name, launch.SpecFileOptions{AnyOwner: true})
+		if err != nil {
+			return nil, err
+		}
+		plan, err := launch.Resolve(c.Context, spec, launch.ResolveOptions{})
+		if err != nil {
+			return nil, err
+		}
+		defer plan.Close()
+		return sideOf(name, plan.Sequence)
+	}
+	data, err := u.readInput(name, inputfile.MaxImage)
+	if err != nil {
+		return nil, err
+	}
+	var seq *measure.Sequence
+	switch first := bytes.TrimLeft(data[:min(len(data), 64)], " \t\r\n"); {
+	case bytes.HasPrefix(data, []byte("IGVM")):
+		var f *svsmimg.File
+		if f, err = svsmimg.Parse(data); err == nil {
+			seq, err = f.Sequence(svsmimg.SequenceOptions{})
+		}
+	case bytes.HasPrefix(first, []byte(`{"n":0`)):
+		var pages []measure.Page
+		if pages, err = measure.ParseTrace(data); err == nil {
+			return &launchSide{name: name, pages: pages}, nil
+		}
+	case bytes.HasPrefix(first, []byte("{")):
+		var g *measure.Golden
+		if g, err = measure.ParseGolden(data); err == nil {
+			return &launchSide{name: name, golden: g}, nil
+		}
+	default:
+		var img *ovmf.Image
+		if img, err = ovmf.Parse(data); err == nil {
+			// Of a firmware alone: what it is launched with is the same on both sides.
+			seq, err = img.Sequence(ovmf.LaunchOptions{VCPUs: 2})
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return sideOf(name, seq)
+}
+
+func sideOf(name string, seq *measure.Sequence) (*launchSide, error) {
+	s := &launchSide{name: name}
+	var err error
+	if s.pages, err = seq.Pages(); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	for _, st := range append(seq.Steps[:len(seq.Steps):len(seq.Steps)], seq.VMSAs...) {
+		if st.Type == measure.PageVMSA {
+			// One that sets what has no name here is shown as contents only.
+			v, err := measure.ParseVMSA(st.Data)
+			if err != nil {
+				v = nil
+			}
+			s.vmsas = append(s.vmsas, v)
+		}
+	}
+	return s, nil
+}
+
+func diffLaunches(a, b *launchSide) *diffDocument {
+	d := measure.Diff(a.pages, b.pages)
+	if d.First == nil {
+		return &diffDocument{Same: true}
+	}
+	doc := &diffDocument{First: &firstDiff{d.First.N, textOf(d.First.A), textOf(d.First.B)}, Reordered: d.Reordered}
+	for _, r := range d.Regions {
+		doc.Regions = append(doc.Regions, regionDiff{fmt.Sprintf("%#x", r.GPA), r.Size, r.What, sideText(r.What, &r.A), sideText(r.What, &r.B)})
+	}
+	if d.VMSAsA != d.VMSAsB {
+		doc.VCPUs = &[2]int{d.VMSAsA, d.VMSAsB}
+	}
+	// vCPUs beyond the second are as the second is.
+	for i := range min(len(a.vmsas), len(b.vmsas), 2) {
+		if a.vmsas[i] == nil || b.vmsas[i] == nil {
+			continue
+		}
+		for _, r := range a.vmsas[i].Diff(b.vmsas[i]) {
+			doc.Registers = append(doc.Registers, vmsaDiff{i, r.Name, fmt.Sprintf("%#x", r.A), fmt.Sprintf("%#x", r.B)})
+		}
+	}
+	return doc
+}
+
+func textOf(p *measure.Page) *pageText {
+	if p == nil {
+		return nil
+	}
+	t := &pageText{Type: p.Type.String(), GPA: fmt.Sprintf("%#x", p.GPA), Source: p.Source}
+	if !p.Contents.IsZero() {
+		t.Contents = p.Contents.String()
+	}
+	return t
+}
+
+// sideText is what a region is on one side.
+func sideText(what string, p *measure.Page) string {
+	switch {
+	case p.Type == 0:
+		return ""
+	case what == measure.Type:
+		return fmt.Sprintf("%s (%s)", p.Type, p.Source)
+	}
+	return p.Source
+}
+
+// diffGolden compares golden values field by field.
+func diffGolden(a, b *measure.Golden) (*diffDocument, error) {
+	var fields [2]map[string]json.RawMessage
+	for i, g := range []*measure.Golden{a, b} {
+		data, err := g.Encode()
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(data, &fields[i]); err != nil {
+			return nil, err
+		}
+	}
+	doc := &diffDocument{Same: true}
+	for _, name := range []string{"name", "platform", "host_profile", "launch_digests", "policy", "host_data", "id_block", "pcrs", "inputs"} {
+		x, y := fields[0][name], fields[1][name]
+		if x == nil {
+			x = json.RawMessage("null")
+		}
+		if y == nil {
+			y = json.RawMessage("null")
+		}
+		var cx, cy bytes.Buffer
+		if err := errors.Join(json.Compact(&cx, x), json.Compact(&cy, y)); err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(cx.Bytes(), cy.Bytes()) {
+			doc.Same = false
+			doc.Fields = append(doc.Fields, fieldDiff{name, cx.Bytes(), cy.Bytes()})
+		}
+	}
+	return doc, nil
+}
+
+// lines say the differences in words.
+func (d *diffDocument) lines() []string {
+	if d.Same {
+		return []string{"same"}
+	}
+	var out []string
+	line := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	if f := d.First; f != nil {
+		line("first difference: step %d: %s | %s", f.Step, f.A.text(), f.B.text())
+	}
+	for _, r := range d.Regions {
+		side := r.A
+		switch {
+		case r.A == "":
+			side = r.B
+		case r.B != "" && r.B != r.A:
+			side = r.A + " | " + r.B
+		}
+		line("%s+%#x: %s: %s", r.GPA, r.Size, r.What, side)
+	}
+	if d.Reordered {
+		line("the same pages in another order")
+	}
+	if d.VCPUs != nil {
+		line("vCPUs: %d | %d", d.VCPUs[0], d.VCPUs[1])
+	}
+	for _, r := range d.Registers {
+		line("vCPU %d: %s: %s | %s", r.VCPU, r.Register, r.A, r.B)
+	}
+	for _, f := range d.Fields {
+		line("%s: %s | %s", f.Field, f.A, f.B)
+	}
+	return out
+}
+
+func (p *pageText) text() string {
+	if p == nil {
+		return "end of the launch"
+	}
+	s := fmt.Sprintf("%s page at %s (%s)", p.Type, p.GPA, p.Source)
+	if p.Contents != "" {
+		s += " " + p.Contents[:16] + "..."
+	}
+	return s
+}
