@@ -82,26 +82,25 @@ func pickLeaf(r *Report, leafs []*x509.Certificate) *x509.Certificate {
 	return leafs[0]
 }
 
-// pickIssuer chooses the issuer of a certificate among candidates: one whose key
-// signed it, else one with the issuer's name, else nil.
+// pickIssuer chooses the issuer of a certificate among candidates: the one with
+// the issuer's name, or, of several, the one whose key signed it. Whether it did,
+// the chain's verification says.
 func pickIssuer(c *x509.Certificate, from []*x509.Certificate) *x509.Certificate {
-	var named *x509.Certificate
-	tried := 0
+	var named []*x509.Certificate
 	for _, p := range from {
-		if string(p.RawSubject) != string(c.RawIssuer) {
-			continue
+		if string(p.RawSubject) == string(c.RawIssuer) && len(named) < maxCandidates {
+			named = append(named, p)
 		}
-		if tried++; tried > maxCandidates {
-			break
-		}
+	}
+	if len(named) == 0 {
+		return nil
+	}
+	for _, p := range named[1:] {
 		if c.CheckSignatureFrom(p) == nil {
 			return p
 		}
-		if named == nil {
-			named = p
-		}
 	}
-	return named
+	return named[0]
 }
 
 // assemble finds leaf, intermediate and root among certificates, in the order
@@ -119,19 +118,18 @@ func assemble(r *Report, lists ...[]*x509.Certificate) chain {
 	return c
 }
 
-// missing names the certificates that a chain lacks.
+// missing names the first certificate that a chain lacks; what lies above it
+// cannot be known.
 func (c chain) missing() string {
-	var out []string
-	if c.leaf == nil {
-		out = append(out, "VCEK or VLEK")
+	switch {
+	case c.leaf == nil:
+		return "VCEK or VLEK"
+	case c.intermediate == nil:
+		return "intermediate (ASK) of " + c.leaf.Subject.CommonName
+	case c.root == nil:
+		return "root (ARK) of " + c.intermediate.Subject.CommonName
 	}
-	if c.intermediate == nil {
-		out = append(out, "ASK")
-	}
-	if c.root == nil {
-		out = append(out, "ARK")
-	}
-	return strings.Join(out, ", ")
+	return ""
 }
 
 // A ChainCache remembers chains that verified, so that many reports under one

@@ -31,6 +31,9 @@ func ParseCRL(der []byte) (*x509.RevocationList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CRL: %w", err)
 	}
+	if len(l.Raw) != len(der) {
+		return nil, fmt.Errorf("CRL: %d bytes behind it", len(der)-len(l.Raw))
+	}
 	var errs []error
 	if l.NextUpdate.IsZero() {
 		errs = append(errs, errors.New("CRL: nextUpdate is missing"))

@@ -326,7 +326,7 @@ func checkReplay(log *EventLog, ev *evidence.Evidence) Check {
 	var wants, finds []string
 	var judged []int
 	for _, p := range ev.PCRs {
-		if p.PCR > firmwarePCRs {
+		if p.PCR < 0 || p.PCR > firmwarePCRs {
 			continue
 		}
 		judged = append(judged, p.PCR)

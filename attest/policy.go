@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/evtpm/evtpm/attest/evidence"
@@ -207,6 +208,9 @@ var floorsYAML []byte
 
 // DefaultPolicy is the strict policy that holds when none is given.
 func DefaultPolicy() *Policy { return mustPolicy(defaultPolicyYAML, "default") }
+
+// sharedDefault is the default policy, read once; nobody changes it.
+var sharedDefault = sync.OnceValue(DefaultPolicy)
 
 // DefaultPolicyYAML is the text of the default policy, with its comments.
 func DefaultPolicyYAML() []byte { return slices.Clone(defaultPolicyYAML) }

@@ -130,7 +130,7 @@ func newVerifier(o Options) (*verifier, error) {
 		v.now = time.Now()
 	}
 	if v.policy == nil {
-		v.policy = DefaultPolicy()
+		v.policy = sharedDefault()
 	} else if err := v.policy.Validate(); err != nil {
 		return nil, fmt.Errorf("verify: policy: %w", err)
 	}

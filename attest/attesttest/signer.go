@@ -56,9 +56,15 @@ type Signer struct {
 	arkKey, askKey *rsa.PrivateKey
 }
 
-// NewSigner makes a chain for a product line: "Milan", "Genoa", "Turin".
-func NewSigner(line string) *Signer {
-	s := &Signer{Line: line, arkKey: RSAKey(0), askKey: RSAKey(1)}
+// NewSigner makes a chain for a product line: "Milan", "Genoa", "Turin". Chains of
+// one line differ, but have the same keys.
+func NewSigner(line string) *Signer { return newSigner(line, 0, 1) }
+
+// NewImpostor makes a chain of the same names with keys of its own.
+func NewImpostor(line string) *Signer { return newSigner(line, 4, 5) }
+
+func newSigner(line string, ark, ask int) *Signer {
+	s := &Signer{Line: line, arkKey: RSAKey(ark), askKey: RSAKey(ask)}
 	ca := func(cn string, serial int64) *x509.Certificate {
 		return &x509.Certificate{
 			SerialNumber: big.NewInt(serial), Subject: Name(cn), NotBefore: NotBefore, NotAfter: NotAfter,
@@ -79,6 +85,11 @@ func Name(cn string) pkix.Name {
 		OrganizationalUnit: []string{"Engineering"}, Country: []string{"US"}, Locality: []string{"Santa Clara"},
 		Province: []string{"CA"}, Organization: []string{"Advanced Micro Devices"}, CommonName: cn,
 	}
+}
+
+// CertifyByRoot makes an intermediate with the signer's own key, from a template.
+func (s *Signer) CertifyByRoot(template *x509.Certificate) *x509.Certificate {
+	return Certify(template, s.ARK, &s.askKey.PublicKey, s.arkKey)
 }
 
 // Certify makes a certificate.
