@@ -166,7 +166,7 @@ func (p *Plan) open(ctx context.Context) error {
 // derive computes what follows from the inputs and the spec alone: the parsed
 // images, the kernel hashes, the launch sequence and its digest.
 func (p *Plan) derive() (measure.Digest, error) {
-	signature, err := p.Spec.cpuSignature()
+	signature, err := p.Spec.CPUSignature()
 	if err != nil {
 		return p.wrong("cpu.model", err)
 	}
@@ -262,10 +262,20 @@ func (p *Plan) deriveSVSM(signature uint32) error {
 	return err
 }
 
-// cpuSignature is the CPUID 1.EAX of the spec's CPU model.
-func (s *Spec) cpuSignature() (uint32, error) {
+// CPUSignature is the CPUID 1.EAX that the spec's CPU model shows.
+func (s *Spec) CPUSignature() (uint32, error) {
 	if s.CPU.Signature != 0 {
 		return s.CPU.Signature, nil
+	}
+	return s.modelSignature()
+}
+
+// modelSignature is what is known of the CPU model by its name.
+func (s *Spec) modelSignature() (uint32, error) {
+	if s.Platform == PlatformSim && s.CPU.Model == "qemu64" {
+		// No processor with SEV, but what QEMU emulates fastest: family 15, model
+		// 107, stepping 1 (QEMU target/i386/cpu.c, builtin_x86_defs).
+		return measure.SignatureOf(15, 107, 1)
 	}
 	return measure.CPUSignature(s.CPU.Model)
 }

@@ -240,7 +240,7 @@ func (s *Spec) checkBoot(p *problems) {
 }
 
 func (s *Spec) checkCPU(p *problems) {
-	known, err := measure.CPUSignature(s.CPU.Model)
+	known, err := s.modelSignature()
 	switch {
 	case err != nil && s.CPU.Signature == 0:
 		p.add("cpu.model", "%v; or give cpu.signature", err)
