@@ -36,8 +36,11 @@ const (
 	agentPort = "org.evtpm.agent.0"
 	svsmPort  = "org.evtpm.svsm.0"
 
-	// deviceWait bounds the wait for a device that the kernel is still finding.
-	deviceWait = 10 * time.Second
+	// portWait and tpmWait bound the wait for a device that the kernel is still
+	// finding. Without its port the agent has nothing to do; without a TPM it
+	// can still say so.
+	portWait = 10 * time.Second
+	tpmWait  = 2 * time.Second
 
 	// idleTimeout closes network connections that ask nothing.
 	idleTimeout = 5 * time.Minute
@@ -116,13 +119,15 @@ func serve(ctx context.Context, args []string) error {
 			say("error: %v", err)
 		}
 	}
-	return serveAll(ctx, listeners)
+	tpm, closeTPM := openTPM(ctx)
+	defer closeTPM()
+	return serveAll(ctx, listeners, tpm)
 }
 
 // listenPort waits for the virtio-serial port to appear, and opens it.
 func listenPort(ctx context.Context, name string) (net.Listener, error) {
 	var device string
-	err := await(ctx, func() (err error) {
+	err := await(ctx, portWait, func() (err error) {
 		device, err = agent.FindPort(name)
 		return err
 	})
@@ -132,9 +137,9 @@ func listenPort(ctx context.Context, name string) (net.Listener, error) {
 	return agent.ListenPort(device)
 }
 
-// await calls f until it finds what it looks for.
-func await(ctx context.Context, f func() error) error {
-	for deadline := time.Now().Add(deviceWait); ; {
+// await calls f until it finds what it looks for, or the time is over.
+func await(ctx context.Context, limit time.Duration, f func() error) error {
+	for deadline := time.Now().Add(limit); ; {
 		err := f()
 		if !errors.Is(err, fs.ErrNotExist) || time.Now().After(deadline) {
 			return err
@@ -148,9 +153,7 @@ func await(ctx context.Context, f func() error) error {
 }
 
 // serveAll runs one agent on all listeners, and ends with the first of them.
-func serveAll(ctx context.Context, listeners []net.Listener) error {
-	tpm, closeTPM := openTPM(ctx)
-	defer closeTPM()
+func serveAll(ctx context.Context, listeners []net.Listener, tpm transport.TPM) error {
 	sources := []agent.Source{
 		agent.SVSMPort(
 			func() bool { _, err := agent.FindPort(svsmPort); return err == nil },
@@ -195,7 +198,7 @@ func serveAll(ctx context.Context, listeners []net.Listener) error {
 // openTPM opens the vTPM. Without one the agent still says why to whoever asks.
 func openTPM(ctx context.Context) (transport.TPM, func()) {
 	var tpm transport.TPMCloser
-	err := await(ctx, func() (err error) {
+	err := await(ctx, tpmWait, func() (err error) {
 		tpm, err = agent.OpenTPM()
 		return err
 	})
