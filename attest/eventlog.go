@@ -22,7 +22,6 @@ const (
 	pcrCount       = 24
 	specIDName     = "Spec ID Event03"
 	startupName    = "StartupLocality"
-	specIDMinBytes = 16 + 4 + 4 + 4 // signature, platform class, version fields, algorithm count
 )
 
 // Event types (TCG PC Client Platform Firmware Profile, 10.4.1).
@@ -31,13 +30,9 @@ const (
 	evSeparator         = 0x00000004
 	evSCRTMVersion      = 0x00000008
 	evEFIVariableDriver = 0x80000001
-	evEFIVariableBoot   = 0x80000002
-	evEFIBootApp        = 0x80000003
 	evEFIGPT            = 0x80000006
 	evEFIAction         = 0x80000007
-	evEFIHandoffTables2 = 0x8000000B
 	evEFIVariableBoot2  = 0x8000000C
-	evEFIVariableAuth   = 0x800000E0
 )
 
 // ErrEventLog is wrapped by every error about a malformed event log.
@@ -255,12 +250,11 @@ func (l *EventLog) hasBank(bank string) bool {
 	return false
 }
 
-// Replay computes the PCRs that a log's events give in a bank, and which PCRs it
-// extends at all.
-func (l *EventLog) Replay(bank string) (values [pcrCount][]byte, extended [pcrCount]bool, err error) {
+// Replay computes the PCRs that a log's events give in a bank.
+func (l *EventLog) Replay(bank string) (values [pcrCount][]byte, err error) {
 	_, newHash, size, ok := bankHash(bank)
 	if !ok || !l.hasBank(bank) {
-		return values, extended, fmt.Errorf("%w: no digests for bank %q", ErrEventLog, bank)
+		return values, fmt.Errorf("%w: no digests for bank %q", ErrEventLog, bank)
 	}
 	for i := range values {
 		values[i] = make([]byte, size)
@@ -277,9 +271,8 @@ func (l *EventLog) Replay(bank string) (values [pcrCount][]byte, extended [pcrCo
 			continue
 		}
 		values[e.PCR] = extend(newHash, values[e.PCR], e.Digests[bank])
-		extended[e.PCR] = true
 	}
-	return values, extended, nil
+	return values, nil
 }
 
 func extend(newHash func() hash.Hash, pcr, digest []byte) []byte {
@@ -319,7 +312,7 @@ func checkReplay(log *EventLog, ev *evidence.Evidence) Check {
 	if fault := log.separatorFault(); fault != "" {
 		return fail(CheckEventLogReplay, ReasonLogSeparator, "one separator of 00000000 or FFFFFFFF a PCR", fault)
 	}
-	values, _, err := log.Replay(ev.PCRBank)
+	values, err := log.Replay(ev.PCRBank)
 	if err != nil {
 		return fail(CheckEventLogReplay, ReasonLogReplay, "bank "+ev.PCRBank, oneLine(err))
 	}
@@ -365,10 +358,11 @@ func (l *EventLog) separatorFault() string {
 }
 
 // hashesData reports whether an event's digest is that of its data, by type
-// (TCG PC Client Platform Firmware Profile, table of events).
+// (TCG PC Client Platform Firmware Profile, table of events). Authorities of
+// variables are not among them: shim logs more than it hashes.
 func hashesData(kind uint32) bool {
 	switch kind {
-	case evSeparator, evSCRTMVersion, evEFIAction, evEFIVariableDriver, evEFIVariableAuth, evEFIVariableBoot2, evEFIGPT:
+	case evSeparator, evSCRTMVersion, evEFIAction, evEFIVariableDriver, evEFIVariableBoot2, evEFIGPT:
 		return true
 	}
 	return false

@@ -15,3 +15,14 @@ func PinRoot(t testing.TB, root *x509.Certificate) {
 	pinnedARKs["test"] = hex.EncodeToString(sum[:])
 	t.Cleanup(func() { delete(pinnedARKs, "test") })
 }
+
+// EventDataFault is what re-hashing the data of a log's events finds.
+func EventDataFault(l *EventLog) string {
+	if c := checkEventData(l); c.Status == Failed {
+		return c.Expected + ", found " + c.Found
+	}
+	if s := l.separatorFault(); s != "" {
+		return "separator: " + s
+	}
+	return ""
+}

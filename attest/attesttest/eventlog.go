@@ -96,3 +96,6 @@ func DirectBoot() []Event {
 		Event{PCR: 9, Type: EvPostCode, Digest: kernel[:], Data: []byte("initrd")},
 	)
 }
+
+// Digest is the SHA-256 digest of an event's data.
+func Digest(data []byte) []byte { return Event{Data: data}.digest() }
