@@ -11,9 +11,9 @@ import (
 const (
 	// nvReport is where the ACSAC 2023 prototype keeps its report: the NV index of
 	// the RSA-2048 EK certificate (TCG EK Credential Profile, 2.2.1.4).
-	nvReport = 0x01C00002
+	nvReport tpm2.TPMHandle = 0x01C00002
 	// ekHandle is the persistent handle of the EK there.
-	ekHandle = 0x81010001
+	ekHandle tpm2.TPMHandle = 0x81010001
 	// nvChunk is how much swtpm takes in one TPM2_NV_Write
 	// (TPM_PT_NV_BUFFER_MAX).
 	nvChunk = 1024
@@ -51,7 +51,7 @@ func makeEK(tpm transport.TPM) ([]byte, error) {
 // forgetEK removes the persistent EK, if there is one: in state that was kept
 // from an earlier boot, which is an attack.
 func forgetEK(tpm transport.TPM) error {
-	old, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(ekHandle)}.Execute(tpm)
+	old, err := tpm2.ReadPublic{ObjectHandle: ekHandle}.Execute(tpm)
 	if err != nil {
 		return nil //nolint:nilerr // fresh state has none
 	}
@@ -73,16 +73,15 @@ func forgetEK(tpm transport.TPM) error {
 // verifier goes by.
 func writeReport(tpm transport.TPM, report []byte) error {
 	platform := tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}
-	index := tpm2.TPMHandle(nvReport)
-	if old, err := (tpm2.NVReadPublic{NVIndex: index}).Execute(tpm); err == nil {
+	if old, err := (tpm2.NVReadPublic{NVIndex: nvReport}).Execute(tpm); err == nil {
 		// As for forgetEK.
-		_, err := tpm2.NVUndefineSpace{AuthHandle: platform, NVIndex: tpm2.NamedHandle{Handle: index, Name: old.NVName}}.Execute(tpm)
+		_, err := tpm2.NVUndefineSpace{AuthHandle: platform, NVIndex: tpm2.NamedHandle{Handle: nvReport, Name: old.NVName}}.Execute(tpm)
 		if err != nil {
 			return fmt.Errorf("TPM2_NV_UndefineSpace of an earlier report: %w", err)
 		}
 	}
 	public := tpm2.TPMSNVPublic{
-		NVIndex: index,
+		NVIndex: nvReport,
 		NameAlg: tpm2.TPMAlgSHA256,
 		Attributes: tpm2.TPMANV{
 			PPWrite: true, WriteDefine: true,
@@ -92,22 +91,22 @@ func writeReport(tpm transport.TPM, report []byte) error {
 		DataSize: uint16(len(report)),
 	}
 	if _, err := (tpm2.NVDefineSpace{AuthHandle: platform, PublicInfo: tpm2.New2B(public)}).Execute(tpm); err != nil {
-		return fmt.Errorf("TPM2_NV_DefineSpace of %#x: %w", nvReport, err)
+		return fmt.Errorf("TPM2_NV_DefineSpace of %#x: %w", uint32(nvReport), err)
 	}
 	for at := 0; at < len(report); at += nvChunk {
 		// The index's name changes with its first write.
-		now, err := tpm2.NVReadPublic{NVIndex: index}.Execute(tpm)
+		now, err := tpm2.NVReadPublic{NVIndex: nvReport}.Execute(tpm)
 		if err != nil {
-			return fmt.Errorf("TPM2_NV_ReadPublic of %#x: %w", nvReport, err)
+			return fmt.Errorf("TPM2_NV_ReadPublic of %#x: %w", uint32(nvReport), err)
 		}
 		_, err = tpm2.NVWrite{
 			AuthHandle: platform,
-			NVIndex:    tpm2.NamedHandle{Handle: index, Name: now.NVName},
+			NVIndex:    tpm2.NamedHandle{Handle: nvReport, Name: now.NVName},
 			Data:       tpm2.TPM2BMaxNVBuffer{Buffer: report[at:min(at+nvChunk, len(report))]},
 			Offset:     uint16(at),
 		}.Execute(tpm)
 		if err != nil {
-			return fmt.Errorf("TPM2_NV_Write of %#x at %d: %w", nvReport, at, err)
+			return fmt.Errorf("TPM2_NV_Write of %#x at %d: %w", uint32(nvReport), at, err)
 		}
 	}
 	return nil

@@ -39,7 +39,7 @@ func (s *SVSM) Serve(ctx context.Context, conn net.Conn) error {
 
 func (s *SVSM) serve(conn net.Conn) error {
 	for {
-		t, payload, err := readRequest(conn)
+		t, payload, err := readRequest(conn, s.patience)
 		switch {
 		case errors.Is(err, evidence.ErrFrame), errors.Is(err, os.ErrDeadlineExceeded):
 			// Where the next frame begins is not known until the guest pauses.
@@ -56,7 +56,7 @@ func (s *SVSM) serve(conn net.Conn) error {
 		if err != nil {
 			t, r = evidence.FrameError, evidence.Failure{Message: err.Error()}
 		}
-		if err := respond(conn, t, r); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := respond(conn, s.patience, t, r); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
 	}
@@ -82,7 +82,7 @@ func (s *SVSM) answer(t evidence.FrameType, payload []byte) (evidence.FrameType,
 
 // readRequest waits for a frame: without end for its first byte, then a while
 // for the rest.
-func readRequest(conn net.Conn) (evidence.FrameType, []byte, error) {
+func readRequest(conn net.Conn, patience time.Duration) (evidence.FrameType, []byte, error) {
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return 0, nil, err
 	}
@@ -90,7 +90,7 @@ func readRequest(conn net.Conn) (evidence.FrameType, []byte, error) {
 	if _, err := io.ReadFull(conn, first[:]); err != nil {
 		return 0, nil, err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(frameTimeout)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		return 0, nil, err
 	}
 	return evidence.ReadFrame(&afterFirst{first: first[:], rest: conn}, maxRequest)
@@ -127,12 +127,12 @@ func drain(conn net.Conn) error {
 }
 
 // respond sends an answer.
-func respond(conn net.Conn, t evidence.FrameType, message any) error {
+func respond(conn net.Conn, patience time.Duration, t evidence.FrameType, message any) error {
 	payload, err := json.Marshal(message)
 	if err != nil {
 		return err
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(frameTimeout)); err != nil {
+	if err := conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	return evidence.WriteFrame(conn, t, payload)

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,6 +63,7 @@ type SVSM struct {
 	o        SVSMOptions
 	tpm      *swtpm
 	socket   string
+	patience time.Duration // for the rest of a frame of the guest's
 	listener *net.UnixListener
 	serving  sync.WaitGroup
 
@@ -98,7 +100,7 @@ func StartSVSM(ctx context.Context, o SVSMOptions) (*SVSM, error) {
 	if o.Spawn == nil {
 		o.Spawn = (*exec.Cmd).Start
 	}
-	s := &SVSM{o: o, made: make(chan struct{}), exits: make(chan struct{}), socket: filepath.Join(o.Dir, controlSocket)}
+	s := &SVSM{o: o, patience: frameTimeout, made: make(chan struct{}), exits: make(chan struct{}), socket: filepath.Join(o.Dir, controlSocket)}
 	if err := s.start(ctx); err != nil {
 		return nil, fmt.Errorf("simulated SVSM: %w", err)
 	}
@@ -112,30 +114,10 @@ func (s *SVSM) start(ctx context.Context) error {
 	if err := checkSocketDir(s.o.Dir); err != nil {
 		return err
 	}
-	type started struct {
-		tpm *swtpm
-		err error
-	}
-	ready := make(chan started, 1)
-	go func() {
-		tpm, err := startSwtpm(s.o.Swtpm, s.o.Attack.KeptState, s.o.Spawn)
-		ready <- started{tpm, err}
-	}()
-	select {
-	case r := <-ready:
-		if r.err != nil {
-			return r.err
-		}
-		s.tpm = r.tpm
-	case <-ctx.Done():
-		go func() {
-			if r := <-ready; r.tpm != nil {
-				r.tpm.kill()
-			}
-		}()
-		return fmt.Errorf("start of swtpm: %w", context.Cause(ctx))
-	}
 	var err error
+	if s.tpm, err = startSwtpm(ctx, s.o.Swtpm, s.o.Attack.KeptState, s.o.Spawn); err != nil {
+		return err
+	}
 	if s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"}); err != nil {
 		s.tpm.kill()
 		return err

@@ -2,6 +2,7 @@ package snpsim
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -55,13 +56,11 @@ type swtpm struct {
 //
 // Fresh state lies in a memory file that has no name, so that it ends with the
 // process. kept names a directory whose state is used, and kept, instead.
-func startSwtpm(program, kept string, spawn func(*exec.Cmd) error) (_ *swtpm, err error) {
+func startSwtpm(ctx context.Context, program, kept string, spawn func(*exec.Cmd) error) (_ *swtpm, err error) {
 	t := &swtpm{exited: make(chan struct{})}
 	var theirs []*os.File
 	defer func() {
-		for _, f := range theirs {
-			f.Close()
-		}
+		closeAll(theirs)
 		if err != nil {
 			t.kill()
 		}
@@ -93,8 +92,15 @@ func startSwtpm(program, kept string, spawn func(*exec.Cmd) error) (_ *swtpm, er
 		_ = t.cmd.Wait() // what it said is in out
 		close(t.exited)
 	}()
-	if err := t.power(); err != nil {
-		return nil, t.explain(err)
+	// With these open here too, its end would not be noticed.
+	closeAll(theirs)
+	unhang := context.AfterFunc(ctx, func() { t.ctrl.Close() })
+	err = t.power()
+	if !unhang() {
+		return nil, fmt.Errorf("start %s: %w", program, context.Cause(ctx))
+	}
+	if err != nil {
+		return nil, t.explain(fmt.Errorf("start %s: %w", program, err))
 	}
 	return t, nil
 }
