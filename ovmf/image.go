@@ -1,9 +1,11 @@
 package ovmf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/evtpm/evtpm/measure"
 )
@@ -84,7 +86,7 @@ type Image struct {
 	// HasMetadata says whether the image has SEV metadata; Sections may be empty
 	// even then. MetadataOffset is where in the image it lies.
 	HasMetadata    bool
-	MetadataOffset int
+	MetadataOffset int64
 	Sections       []Section
 }
 
@@ -99,34 +101,89 @@ func Parse(data []byte) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	if img.Table, err = parseTable(data); err != nil {
+	return img, img.readTable(bytes.NewReader(data))
+}
+
+// Scan reads an image of size bytes like [Parse], and keeps of its contents
+// their launch digest alone. It takes less time and memory, and is enough for
+// everything but the pages themselves: a trace, a diff, a launch of SEV or
+// SEV-ES.
+func Scan(r io.ReaderAt, size int64) (*Image, error) {
+	if err := checkSize(size); err != nil {
 		return nil, err
 	}
-	for i := range img.Table {
-		if err := img.read(&img.Table[i]); err != nil {
-			return nil, err
-		}
+	img := &Image{Size: uint32(size)}
+	// The table first: most files that are no firmware fail there at once.
+	if err := img.readTable(r); err != nil {
+		return nil, err
+	}
+	var err error
+	img.Prefix, err = measure.FoldReader(r, size, img.GPA())
+	if err != nil {
+		return nil, fmt.Errorf("firmware: %w", err)
 	}
 	return img, nil
+}
+
+// readTable reads the table and what it leads to.
+func (img *Image) readTable(r io.ReaderAt) error {
+	n := min(int64(img.Size), tailBytes)
+	tail, err := readAt(r, int64(img.Size)-n, n)
+	if err != nil {
+		return err
+	}
+	if img.Table, err = parseTable(tail, int64(img.Size)-n); err != nil {
+		return err
+	}
+	for i := range img.Table {
+		if err := img.read(r, &img.Table[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readAt(r io.ReaderAt, offset, n int64) ([]byte, error) {
+	out := make([]byte, n)
+	if _, err := io.ReadFull(io.NewSectionReader(r, offset, n), out); err != nil {
+		return nil, fmt.Errorf("firmware: %w", err)
+	}
+	return out, nil
 }
 
 // Bare makes an image of any bytes of a firmware's size, without reading the
 // table: enough for a SEV launch without kernel hashes, and for a precomputed
 // hash of the pages.
 func Bare(data []byte) (*Image, error) {
-	switch n := len(data); {
-	case n == 0:
-		return nil, errors.New("firmware: found an empty file")
-	case n > MaxSize:
-		return nil, fmt.Errorf("firmware: found %d bytes, expected at most %d", n, MaxSize)
-	case n%measure.PageSize != 0:
-		return nil, fmt.Errorf("firmware: found %d bytes, expected a multiple of %d (QEMU: could not load PC BIOS)", n, measure.PageSize)
+	if err := checkSize(int64(len(data))); err != nil {
+		return nil, err
 	}
 	return &Image{Data: data, Size: uint32(len(data))}, nil
 }
 
+// HashPages is the launch digest after the pages of any file of a firmware's
+// size: sev-snp-measure's mode snp:ovmf-hash.
+func HashPages(r io.ReaderAt, size int64) (measure.Digest, error) {
+	if err := checkSize(size); err != nil {
+		return measure.Digest{}, err
+	}
+	return measure.FoldReader(r, size, uint64(top-size))
+}
+
+func checkSize(n int64) error {
+	switch {
+	case n <= 0:
+		return errors.New("firmware: found an empty file")
+	case n > MaxSize:
+		return fmt.Errorf("firmware: found %d bytes, expected at most %d", n, MaxSize)
+	case n%measure.PageSize != 0:
+		return fmt.Errorf("firmware: found %d bytes, expected a multiple of %d (QEMU: could not load PC BIOS)", n, measure.PageSize)
+	}
+	return nil
+}
+
 // read interprets an entry of the table.
-func (img *Image) read(e *Entry) error {
+func (img *Image) read(r io.ReaderAt, e *Entry) error {
 	var want int
 	switch e.GUID {
 	case guidHashTable, guidSecretBlock:
@@ -148,7 +205,7 @@ func (img *Image) read(e *Entry) error {
 	case guidSecretBlock:
 		img.Secret = &Area{first, binary.LittleEndian.Uint32(e.Data[4:])}
 	case guidSEVMetadata:
-		return img.readMetadata(first)
+		return img.readMetadata(r, first)
 	}
 	return nil
 }
@@ -166,14 +223,16 @@ const (
 	maxSections       = 64
 )
 
-func (img *Image) readMetadata(fromEnd uint32) error {
+func (img *Image) readMetadata(r io.ReaderAt, fromEnd uint32) error {
 	const what = "SEV metadata"
-	size := uint64(len(img.Data))
-	if uint64(fromEnd) > size || fromEnd < metadataHeader {
-		return fmt.Errorf("%s: found offset %d from the end of the image, expected %d to %d", what, fromEnd, metadataHeader, size)
+	if fromEnd > img.Size || fromEnd < metadataHeader {
+		return fmt.Errorf("%s: found offset %d from the end of the image, expected %d to %d", what, fromEnd, metadataHeader, img.Size)
 	}
-	img.MetadataOffset = int(size - uint64(fromEnd))
-	m := img.Data[img.MetadataOffset:]
+	img.MetadataOffset = int64(img.Size - fromEnd)
+	m, err := readAt(r, img.MetadataOffset, min(int64(fromEnd), metadataHeader+maxSections*sectionBytes))
+	if err != nil {
+		return err
+	}
 	if sig := m[metadataSignature : metadataSignature+4]; string(sig) != "ASEV" {
 		return fmt.Errorf("%s: found signature %q, expected \"ASEV\" (QEMU: Failed to locate SEV metadata header)", what, sig)
 	}

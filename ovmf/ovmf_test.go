@@ -3,6 +3,8 @@ package ovmf_test
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -129,6 +131,9 @@ func TestRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			img, err := ovmf.Parse(c.data)
+			if _, scanErr := ovmf.Scan(bytes.NewReader(c.data), int64(len(c.data))); fmt.Sprint(scanErr) != fmt.Sprint(err) {
+				t.Errorf("Scan: found error %v, Parse: %v", scanErr, err)
+			}
 			if c.parse {
 				if err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("found error %v, expected one with %q", err, c.want)
@@ -274,6 +279,51 @@ func TestSequenceOptions(t *testing.T) {
 	s, err := img.Sequence(ovmf.LaunchOptions{VCPUs: 3, VMSAGPA: 0xffffffffff000})
 	if err != nil || len(s.VMSAs) != 3 || s.VMSAs[2].GPA != 0xffffffffff000 {
 		t.Errorf("found %+v and error %v", s, err)
+	}
+}
+
+// TestScan: an image that is not held gives the digest of one that is, whatever
+// its size.
+func TestScan(t *testing.T) {
+	for _, pages := range []int{1, 16, 31, 32, 33, 64, 97} {
+		i := ovmftest.AmdSev()
+		i.Size = pages * 4096
+		data := ovmftest.Build(i)
+		for at := 0; at < len(data)-0x1000; at += 5000 {
+			data[at] = byte(at >> 8)
+		}
+		whole, err := ovmf.Parse(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := whole.Hash()
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := ovmf.Scan(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img.Data != nil || img.Prefix != want {
+			t.Errorf("%d pages: found %s, expected %s", pages, img.Prefix, want)
+		}
+		whole.Data, img.Prefix = nil, measure.Digest{}
+		if d := cmp.Diff(whole, img); d != "" {
+			t.Errorf("%d pages:\n%s", pages, d)
+		}
+		if got, err := ovmf.HashPages(bytes.NewReader(data), int64(len(data))); err != nil || got != want {
+			t.Errorf("%d pages: found %s and error %v, expected %s", pages, got, err, want)
+		}
+	}
+	data := ovmftest.Build(ovmftest.AmdSev())
+	short := struct{ io.ReaderAt }{io.NewSectionReader(bytes.NewReader(data), 0, 8192)}
+	if _, err := ovmf.HashPages(short, int64(len(data))); err == nil || !strings.Contains(err.Error(), "became shorter") {
+		t.Errorf("found error %v, expected that the file became shorter", err)
+	}
+	for _, size := range []int64{-4096, 0, 4095, ovmf.MaxSize + 4096} {
+		if _, err := ovmf.HashPages(bytes.NewReader(data), size); err == nil {
+			t.Errorf("size %d: found no error", size)
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ func (img *Image) SVSMSequence(svsm *Image, o SVSMOptions) (*measure.Sequence, e
 	}
 	for _, sec := range svsm.Sections {
 		s.Steps = append(s.Steps, measure.Step{
-			Type: pageType(sec.Type, measure.VMMQEMU), GPA: uint64(sec.GPA), Size: uint64(sec.Size), Source: "SVSM's " + sec.Type.String() + " section",
+			Type: PageType(sec.Type, measure.VMMQEMU), GPA: uint64(sec.GPA), Size: uint64(sec.Size), Source: "SVSM's " + sec.Type.String() + " section",
 		})
 	}
 	if s.VMSAs, err = svsmVMSAs(o, entry); err != nil {

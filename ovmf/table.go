@@ -54,7 +54,7 @@ var guidNames = map[measure.GUID]string{
 type Entry struct {
 	GUID   measure.GUID
 	Name   string // in words; empty when unknown
-	Offset int    // of Data in the image
+	Offset int64  // of Data in the image
 	Data   []byte
 }
 
@@ -62,10 +62,14 @@ type Entry struct {
 // nothing is known of how SEV would start it.
 var ErrNoTable = errors.New("firmware has no table of GUIDs at its end: not an OVMF image for SEV (QEMU: failed to locate and/or save reset vector)")
 
-// parseTable reads the table, entries in the order of the image. QEMU stops
-// quietly at the first entry that makes no sense; a table that would be read in
-// part is an error here.
-func parseTable(data []byte) ([]Entry, error) {
+// tailBytes are enough of an image's end to hold any table.
+const tailBytes = tableEnd + maxTableBytes
+
+// parseTable reads the table from the end of an image, which lies at offset in
+// it. Entries are returned in the order of the image. QEMU stops quietly at the
+// first entry that makes no sense; a table that would be read in part is an error
+// here.
+func parseTable(data []byte, offset int64) ([]Entry, error) {
 	end := len(data) - tableEnd
 	if end < entryTrailer {
 		return nil, ErrNoTable
@@ -96,7 +100,7 @@ func parseTable(data []byte) ([]Entry, error) {
 		entries = append(entries, Entry{
 			GUID:   guid,
 			Name:   guidNames[guid],
-			Offset: at - length,
+			Offset: offset + int64(at-length),
 			Data:   data[at-length : at-entryTrailer],
 		})
 		at -= length

@@ -11,7 +11,6 @@ import (
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/inputfile"
-	"github.com/evtpm/evtpm/launch"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/svsmimg"
@@ -25,7 +24,7 @@ func diffCommand(u *ui) *cli.Command {
 		Description: "A and B are specs (.yaml), firmware images, IGVM files, traces that evtpm measure --trace printed, or golden values.\n" +
 			"Golden values are compared field by field, and only with golden values.\n\n" +
 			"Exit codes: 0 nothing differs, 6 something does.",
-		Flags:  []cli.Flag{outputFlag()},
+		Flags:  []cli.Flag{outputFlag(), specOwnerFlag(), frozenFlag()},
 		Action: func(c *cli.Context) error { return u.diff(c) },
 	}
 }
@@ -127,11 +126,7 @@ func (u *ui) diff(c *cli.Context) error {
 // readSide finds out what a file is, and reads it.
 func (u *ui) readSide(c *cli.Context, name string) (*launchSide, error) {
 	if ext := filepath.Ext(name); ext == ".yaml" || ext == ".yml" {
-		spec, err := launch.ReadSpec(name, launch.SpecFileOptions{AnyOwner: true})
-		if err != nil {
-			return nil, err
-		}
-		plan, err := launch.Resolve(c.Context, spec, launch.ResolveOptions{})
+		plan, err := resolveSpec(c, name)
 		if err != nil {
 			return nil, err
 		}

@@ -52,6 +52,8 @@ func launchFlags() []cli.Flag {
 		&cli.StringFlag{Name: "legacy-vm-type", Value: "off", Usage: "on: SEV-ES as QEMU starts it by default, without x87 and SSE state in the VMSAs; for SNP, kernels before the upstream ones"},
 		&cli.StringFlag{Name: "ec2-rdx", Value: "0x600", Usage: "RDX of EC2's vCPUs: 0x600, or 0 for VMs launched long ago"},
 		&cli.StringFlag{Name: "policy", Value: "0x30000", Usage: "guest policy, for the golden values"},
+		specOwnerFlag(),
+		frozenFlag(),
 		&cli.StringFlag{Name: "from-qemu", Usage: "take the parameters from a QEMU command `LINE`; @FILE reads it from a file, such as @/proc/PID/cmdline"},
 		&cli.StringFlag{Name: "from-libvirt", Usage: "take the parameters from the XML of a libvirt domain in `FILE`"},
 	}
@@ -86,7 +88,8 @@ func (u *ui) readLaunch(c *cli.Context) (*launchInput, error) {
 			return nil, err
 		}
 		for _, f := range launchFlags() {
-			if name := f.Names()[0]; c.IsSet(name) {
+			name := f.Names()[0]
+			if c.IsSet(name) && name != "allow-untrusted-file" && name != "frozen" {
 				return nil, fmt.Errorf("--%s: found beside a spec, expected one of them", name)
 			}
 		}
@@ -101,20 +104,18 @@ func (u *ui) readLaunch(c *cli.Context) (*launchInput, error) {
 
 // specLaunch resolves a spec.
 func specLaunch(c *cli.Context, path string) (*launchInput, error) {
-	spec, err := launch.ReadSpec(path, launch.SpecFileOptions{AnyOwner: true})
+	plan, err := resolveSpec(c, path)
 	if err != nil {
 		return nil, err
 	}
-	plan, err := launch.Resolve(c.Context, spec, launch.ResolveOptions{})
+	spec := plan.Spec
+	signature, err := spec.CPUSignature()
 	if err != nil {
+		plan.Close()
 		return nil, err
 	}
 	l := &launchInput{plan: plan, mode: measure.ModeSNP, policy: uint64(spec.Policy), platform: spec.Platform}
-	l.Options = ovmf.LaunchOptions{Mode: measure.ModeSNP, VMM: measure.VMMQEMU, VCPUs: spec.CPU.Count, CPUSignature: spec.CPU.Signature, GuestFeatures: spec.CPU.GuestFeatures, RawFeatures: true}
-	if l.Options.CPUSignature == 0 {
-		// Resolved by the plan already: the name is known.
-		l.Options.CPUSignature, _ = measure.CPUSignature(spec.CPU.Model)
-	}
+	l.Options = ovmf.LaunchOptions{Mode: measure.ModeSNP, VMM: measure.VMMQEMU, VCPUs: spec.CPU.Count, CPUSignature: signature, GuestFeatures: spec.CPU.GuestFeatures, RawFeatures: true}
 	l.CPUModel = spec.CPU.Model
 	l.Firmware, l.FirmwareName = plan.Image, spec.Firmware.Path
 	if plan.Hashes != nil {
@@ -143,6 +144,7 @@ type parameters struct {
 	initrdHash      string
 	cmdline         string
 	measureKernel   bool
+	pages           bool // the firmware's contents are needed, not their digest alone
 	svsm            string
 	vars            int64
 	policy          uint64
@@ -152,7 +154,7 @@ type parameters struct {
 }
 
 func (u *ui) parameters(c *cli.Context) (*parameters, error) {
-	p := &parameters{platform: "snp"}
+	p := &parameters{platform: "snp", pages: c.Bool("trace") || c.IsSet("map")}
 	if c.IsSet("platform") {
 		p.platform = c.String("platform")
 	}
@@ -488,12 +490,9 @@ func (p *parameters) readFirmware(u *ui, l *launchInput) error {
 		}
 		return nil
 	}
-	data, err := inputfile.Read(p.ovmf, inputfile.MaxFirmware)
-	if err != nil {
+	var err error
+	if l.Firmware, err = p.readImage(); err != nil {
 		return err
-	}
-	if l.Firmware, err = imageOf(data, p.mode, p.measureKernel); err != nil {
-		return fmt.Errorf("%s: %w", p.ovmf, err)
 	}
 	if p.ovmfHash == "" {
 		return nil
@@ -511,6 +510,37 @@ func (p *parameters) readFirmware(u *ui, l *launchInput) error {
 	}
 	l.Firmware.Data, l.Firmware.Prefix = nil, hash
 	return nil
+}
+
+// readImage reads the firmware: its contents only where they are needed besides
+// their digest, its table only where the mode needs it.
+func (p *parameters) readImage() (img *ovmf.Image, err error) {
+	f, size, err := inputfile.Open(p.ovmf, inputfile.MaxFirmware)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	switch tableless := p.mode == modeOVMFHash || p.mode == measure.ModeSEV && !p.measureKernel; {
+	case p.options.Mode == measure.ModeSNP && p.mode != modeSVSMBin && !p.pages, p.mode == modeOVMFHash:
+		img, err = ovmf.Scan(f, size)
+		if tableless && errors.Is(err, ovmf.ErrNoTable) {
+			img = &ovmf.Image{Size: uint32(size)}
+			img.Prefix, err = ovmf.HashPages(f, size)
+		}
+	default:
+		data, readErr := inputfile.Read(p.ovmf, inputfile.MaxFirmware)
+		if readErr != nil {
+			return nil, readErr
+		}
+		img, err = ovmf.Parse(data)
+		if tableless && errors.Is(err, ovmf.ErrNoTable) {
+			img, err = ovmf.Bare(data)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p.ovmf, err)
+	}
+	return img, nil
 }
 
 // sequence is what is launched.
@@ -555,7 +585,7 @@ func (l *launchInput) describe(p *parameters) {
 // profile names the rules by which the host measures.
 func (l *launchInput) profile() string {
 	if l.plan != nil {
-		return l.plan.Spec.HostProfile
+		return l.plan.HostProfile
 	}
 	profile := "kvm"
 	if l.Options.VMM != measure.VMMQEMU && l.Options.VMM != "" {

@@ -11,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/evtpm/evtpm/measure"
-	"github.com/evtpm/evtpm/ovmf"
 )
 
 func measureCommand(u *ui) *cli.Command {
@@ -168,16 +167,4 @@ func writeFile(name string, write func(io.Writer) error) error {
 		return err
 	}
 	return errors.Join(write(f), f.Close())
-}
-
-// imageOf parses firmware for a mode: only what the mode needs must be there.
-func imageOf(data []byte, mode measure.Mode, hashes bool) (*ovmf.Image, error) {
-	if mode == modeOVMFHash || mode == measure.ModeSEV && !hashes {
-		img, err := ovmf.Parse(data)
-		if errors.Is(err, ovmf.ErrNoTable) {
-			return ovmf.Bare(data)
-		}
-		return img, err
-	}
-	return ovmf.Parse(data)
 }
