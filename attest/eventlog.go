@@ -13,15 +13,15 @@ import (
 
 // Bounds of an event log. A boot makes some hundred events in some 50 KiB.
 const (
-	maxEventLog    = 1 << 20
-	maxEvents      = 8192
-	maxEventData   = 256 << 10
-	maxLogBanks    = 8
-	maxDigestSize  = 64
-	firmwarePCRs   = 9 // PCRs 0 to this one are extended through the log alone
-	pcrCount       = 24
-	specIDName     = "Spec ID Event03"
-	startupName    = "StartupLocality"
+	maxEventLog   = 1 << 20
+	maxEvents     = 8192
+	maxEventData  = 256 << 10
+	maxLogBanks   = 8
+	maxDigestSize = 64
+	firmwarePCRs  = 9 // PCRs 0 to this one are extended through the log alone
+	pcrCount      = 24
+	specIDName    = "Spec ID Event03"
+	startupName   = "StartupLocality"
 )
 
 // Event types (TCG PC Client Platform Firmware Profile, 10.4.1).
