@@ -32,7 +32,8 @@ func domainCases(t *testing.T) map[string]*Plan {
 	add("sim without hashes", "kernel_hashes: off", "console: none", "cpu: {model: EPYC-Milan, count: 4}")
 	add("snp", "platform: snp")
 	add("snp with all", "platform: snp", "id_block: {id_key: id.pem, author_key: author.pem}", "host_data: "+strings.Repeat("0a", 32), "policy: {abi_major: 1, single_socket: true}",
-		"vsock: {cid: 42}", "agent: {transport: vsock}", "rng: true", "hugepages: 2M", "cpu: {model: host, signature: 0xa00f11}", "qemu: {binary: /opt/qemu, machine: pc-q35-10.0}")
+		"rng: true", "hugepages: 2M", "cpu: {model: EPYC-Milan, count: 4}", "qemu: {machine: pc-q35-10.0}")
+	add("host's own", "platform: snp", "vsock: {cid: 42}", "agent: {transport: vsock}", "cpu: {model: host, signature: 0xa00f11}", "qemu: {binary: /opt/qemu}")
 	add("disks", "disks: [{path: a, format: raw, readonly: true}, {path: b, format: qcow2, discard: true}]")
 	add("networks", "networks: [{type: user}, {type: user, forwards: [{host_port: 2222, guest_port: 22}, {protocol: udp, host_port: 53, guest_port: 53}]}, {type: bridge, bridge: br0, mac: '52:54:00:00:00:01'}, {type: tap, device: tap0}]")
 	add("hugepages", "hugepages: 1G", "memory: 2G")
@@ -265,8 +266,12 @@ func TestLibvirtDomain(t *testing.T) {
 		{"domain type", d.attr("type"), "kvm"},
 		{"loader type", d.find("os", "loader")[0].attr("type"), "rom"},
 		{"loader stateless", d.find("os", "loader")[0].attr("stateless"), "yes"},
-		{"cpu", d.find("cpu")[0].attr("mode"), "host-passthrough"},
-		{"emulator", d.find("devices", "emulator")[0].Text, "/opt/qemu"},
+		{"machine", d.find("os", "type")[0].attr("machine"), "pc-q35-10.0"},
+		{"cpu", d.find("cpu", "model")[0].Text, "EPYC-Milan"},
+		{"host cpu", read("host's own").find("cpu")[0].attr("mode"), "host-passthrough"},
+		{"emulator", read("host's own").find("devices", "emulator")[0].Text, "/opt/qemu"},
+		{"vsock", read("host's own").find("devices", "vsock", "cid")[0].attr("address"), "42"},
+		{"rng", d.find("devices", "rng", "backend")[0].Text, "/dev/urandom"},
 		{"memory", d.find("memory")[0].Text, "268435456"},
 		{"reboot", d.find("on_reboot")[0].Text, "destroy"},
 		{"smm", d.find("features", "smm")[0].attr("state"), "off"},
