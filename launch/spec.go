@@ -158,7 +158,7 @@ type Network struct {
 	Type     string    `json:"type,omitempty" enum:"user,bridge,tap" required:"true" doc:"user: QEMU's own network, no rights needed. bridge: a bridge of the host. tap: an existing tap device."`
 	Bridge   string    `json:"bridge,omitempty" kind:"interface" doc:"The bridge, for type bridge."`
 	Device   string    `json:"device,omitempty" kind:"interface" doc:"The tap device, for type tap."`
-	MAC      string    `json:"mac,omitempty" pattern:"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$" want:"a unicast MAC address in lower case, such as 52:54:00:12:34:56" doc:"MAC address, lower-case, unicast. Absent: QEMU's default."`
+	MAC      string    `json:"mac,omitempty" pattern:"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$" want:"a unicast MAC address in lower case, such as 52:54:00:12:34:56" doc:"MAC address. Default: one that follows from the machine's name and the card's place in the list."`
 	Forwards []Forward `json:"forwards,omitempty" doc:"Ports of the host that lead into the guest, for type user."`
 }
 

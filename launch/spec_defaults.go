@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"path/filepath"
 	"reflect"
@@ -62,6 +63,17 @@ func (s *Spec) FillDefaults(dir string) {
 		}
 	}
 	slices.Sort(s.Attestation.PCRs)
+	for i := range s.Networks {
+		fill(&s.Networks[i].MAC, fmt.Sprintf("networks[%d].mac", i), defaultMAC(s.Name, i))
+	}
+}
+
+// defaultMAC is the address of a machine's card in QEMU's range: the same at every
+// launch, and another than that of other machines on a bridge, which would all
+// have the same from QEMU.
+func defaultMAC(name string, card int) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "evtpm network card %d of %s", card, name))
+	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", sum[0], sum[1], sum[2])
 }
 
 // pcrCount is the number of PCRs of a TPM for PC clients.

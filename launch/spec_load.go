@@ -160,9 +160,6 @@ func readYAML(r io.Reader, name string) (*yaml.Node, error) {
 	case !errors.Is(err, io.EOF):
 		return nil, yamlError(name, err)
 	}
-	if len(doc.Content) != 1 {
-		return fail(0, "found an empty document")
-	}
 	return doc.Content[0], nil
 }
 
