@@ -244,20 +244,24 @@ func (s *SVSM) send(command []byte) []byte {
 
 // initialise implements tpmPower. The first time in a VM's life it is power on,
 // which the vTPM has had from the SVSM; a second time it is a reset of the VM,
-// and ends the vTPM's life.
+// and ends the vTPM's life. QEMU is told that all is well, since it would exit:
+// what runs on has a TPM in failure mode.
 func (s *SVSM) initialise() error {
 	s.mu.Lock()
 	s.power++
 	reset := s.power > 1 && s.sp != nil
 	over := s.over
 	s.mu.Unlock()
+	if errors.Is(over, errGuestReset) {
+		return nil
+	}
 	if over != nil || !reset {
 		return over
 	}
 	if s.end(errGuestReset) && s.o.OnReset != nil {
 		go s.o.OnReset() // which may well call Close
 	}
-	return errGuestReset
+	return nil
 }
 
 // locality implements tpmPower.
