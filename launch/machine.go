@@ -32,8 +32,6 @@ type Record struct {
 	Supervisor Process `json:"supervisor"`
 	// Processes are the supervisor's children.
 	Processes []Process `json:"processes,omitempty"`
-	// MemoryDir is a directory outside of the run directory, in memory.
-	MemoryDir string `json:"memory_dir,omitempty"`
 
 	// Boots counts the guest's boots: more than one after a reset.
 	Boots int `json:"boots,omitempty"`

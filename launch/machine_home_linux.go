@@ -10,8 +10,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
+	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/inputfile"
 	"github.com/evtpm/evtpm/strictjson"
 )
@@ -106,18 +109,20 @@ func (h *Home) List(ctx context.Context) ([]Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]Record, 0, len(names))
-	for _, name := range names {
-		r, err := h.Status(ctx, name)
-		if errors.Is(err, ErrNoMachine) {
-			continue
-		}
-		if err != nil {
-			r = Record{Schema: RecordSchema, Name: name, State: StateDead, Reason: err.Error()}
-		}
-		out = append(out, r)
+	// All at once: one that does not answer must not hold up the others.
+	out := make([]Record, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() {
+			r, err := h.Status(ctx, name)
+			if err != nil && !errors.Is(err, ErrNoMachine) {
+				r = Record{Schema: RecordSchema, Name: name, State: StateDead, Reason: err.Error()}
+			}
+			out[i] = r
+		})
 	}
-	return out, nil
+	wg.Wait()
+	return slices.DeleteFunc(out, func(r Record) bool { return r.Name == "" }), nil
 }
 
 // errNoSupervisor says that nobody listens on control.sock.
@@ -162,9 +167,21 @@ func (h *Home) ask(ctx context.Context, name string, q request) (*reply, error) 
 	return r, nil
 }
 
+// notRunning says how a machine is that does not run.
+func (h *Home) notRunning(ctx context.Context, name string) error {
+	r, err := h.Status(ctx, name)
+	if err != nil {
+		return err
+	}
+	return &classedError{class: attest.ClassLaunch, err: fmt.Errorf("machine %q does not run: %s", name, r.State)}
+}
+
 // Attest has a running machine's supervisor make a new challenge.
 func (h *Home) Attest(ctx context.Context, name string) (*Outcome, error) {
 	r, err := h.ask(ctx, name, request{Op: opAttest})
+	if errors.Is(err, errNoSupervisor) {
+		err = h.notRunning(ctx, name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -178,6 +195,9 @@ func (h *Home) Attest(ctx context.Context, name string) (*Outcome, error) {
 // 64 KiB of output, then what follows. What is written is typed.
 func (h *Home) Console(ctx context.Context, name string) (net.Conn, error) {
 	c, err := h.connect(ctx, name)
+	if errors.Is(err, errNoSupervisor) {
+		err = h.notRunning(ctx, name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +279,6 @@ func cleanClaim(c *claim) error {
 		for _, p := range r.Processes {
 			errs = append(errs, p.kill(killWait))
 		}
-		errs = append(errs, removeMemoryDir(r.MemoryDir))
 	}
 	return errors.Join(append(errs, c.clear())...)
 }

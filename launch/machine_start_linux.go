@@ -38,7 +38,7 @@ type StartOptions struct {
 }
 
 // closeTimeout is how long a supervisor may take to end everything.
-const closeTimeout = 15 * time.Second
+const closeTimeout = 10 * time.Second
 
 // errSilent says that the supervisor misses its own deadlines.
 var errSilent = fmt.Errorf("the supervisor does not answer: %w", context.DeadlineExceeded)
@@ -57,7 +57,7 @@ type Launch struct {
 	events func(Event)
 	phase  Phase
 	record *Record
-	ended  error // what the supervisor said before it ended
+	silent bool // the supervisor misses its own deadlines
 }
 
 // Start starts a plan's machine and returns when its first instruction is being
@@ -208,8 +208,7 @@ func (l *Launch) next(ctx context.Context) (*reply, error) {
 		case err != nil:
 			return nil, l.broken(err)
 		case r.Error != nil:
-			l.ended = r.Error.error()
-			return nil, l.ended
+			return nil, r.Error.error()
 		case r.Event != nil:
 			if r.Event.Kind == EventPhase {
 				l.phase = r.Event.Phase.next()
@@ -287,6 +286,7 @@ func (l *Launch) Close() error {
 // abandon ends a launch that failed, and makes a PhaseError of the reason.
 func (l *Launch) abandon(err error) error {
 	var pe *PhaseError
+	l.silent = errors.Is(err, errSilent)
 	if !errors.As(err, &pe) {
 		class := classOf(err)
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -301,9 +301,13 @@ func (l *Launch) abandon(err error) error {
 // everything ends; then removes what is left.
 func (l *Launch) end() error {
 	l.conn.Close()
+	patience := closeTimeout
+	if l.silent {
+		patience = time.Second
+	}
 	select {
 	case <-l.exited:
-	case <-time.After(closeTimeout):
+	case <-time.After(patience):
 		_ = l.cmd.Process.Kill()
 		<-l.exited
 	}

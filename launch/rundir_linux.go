@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -271,43 +270,4 @@ func (c *claim) writeFile(name string, data []byte) (err error) {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
-}
-
-// memoryDir makes a private directory in memory for what must never reach a
-// disk: in the folder where that lies in memory, else in /dev/shm. The path is
-// to be recorded: nothing else finds it in /dev/shm again.
-func (c *claim) memoryDir() (string, error) {
-	if inMemory(c.dir) {
-		dir := filepath.Join(c.dir, "tpm")
-		return dir, os.Mkdir(dir, 0o700)
-	}
-	if inMemory("/dev/shm") {
-		return os.MkdirTemp("/dev/shm", tempPrefix)
-	}
-	return "", fmt.Errorf("neither %s nor /dev/shm lies in memory: the vTPM's state may not touch a disk; choose an EVTPM_HOME on a tmpfs", c.dir)
-}
-
-func inMemory(dir string) bool {
-	var st unix.Statfs_t
-	return unix.Statfs(dir, &st) == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC)
-}
-
-// tempPrefix marks the directories of machines in /dev/shm.
-const tempPrefix = "evtpm-"
-
-// removeMemoryDir removes a directory that memoryDir made in /dev/shm, as the
-// record of an earlier process names it. What is not ours stays.
-func removeMemoryDir(dir string) error {
-	if filepath.Dir(dir) != "/dev/shm" || !strings.HasPrefix(filepath.Base(dir), tempPrefix) {
-		return nil
-	}
-	f, err := openPrivateDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	f.Close()
-	return os.RemoveAll(dir)
 }

@@ -29,7 +29,7 @@ func (s *supervisor) finish(cause error) {
 	s.teardown()
 	state, reason := endState(cause)
 	s.update(func(r *Record) {
-		r.Running, r.Processes, r.MemoryDir = false, nil, ""
+		r.Running, r.Processes = false, nil
 		r.State, r.Reason = state, reason
 		if state == StateFailed {
 			r.Class = toWire(cause).Class
@@ -50,11 +50,15 @@ func (s *supervisor) finish(cause error) {
 	if s.control != nil {
 		s.control.Close()
 	}
-	waitFor(&s.serving, replyTimeout)
-	for _, l := range []*boundedLog{s.events, s.console, s.qemuLog} {
+	// Those who watch the console end with it.
+	for _, l := range []*boundedLog{s.console, s.qemuLog} {
 		if l != nil {
 			l.Close()
 		}
+	}
+	waitFor(&s.serving, replyTimeout)
+	if s.events != nil {
+		s.events.Close()
 	}
 	if keep {
 		os.Remove(filepath.Join(s.claim.dir, sockControl))
@@ -103,9 +107,6 @@ func (s *supervisor) teardown() {
 	s.spawner.close()
 	for _, name := range []string{sockAgent, sockQMP} {
 		os.Remove(filepath.Join(s.claim.dir, name))
-	}
-	if dir := s.snapshot().MemoryDir; dir != "" {
-		os.RemoveAll(dir)
 	}
 }
 

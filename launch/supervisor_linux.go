@@ -87,10 +87,11 @@ type supervisor struct {
 	control      net.Listener
 	serving      sync.WaitGroup
 
-	qemu      *child
-	mon       *qmp.Client
-	consoleIO net.Conn
-	platform  platform
+	qemu       *child
+	eventsDone chan struct{} // closed when QEMU will say nothing more
+	mon        *qmp.Client
+	consoleIO  net.Conn
+	platform   platform
 
 	attesting sync.Mutex // held by the one who speaks to the agent
 
@@ -155,6 +156,7 @@ func takeJob(conn *lineConn) (*supervisor, error) {
 		job:          j,
 		claim:        &claim{dir: j.Dir, lock: os.NewFile(fdLock, filepath.Join(j.Dir, fileLock))},
 		ended:        make(chan struct{}),
+		eventsDone:   make(chan struct{}),
 		launcher:     newOutbox(conn),
 		launcherDone: make(chan struct{}),
 		spawner:      newSpawner(),
@@ -283,7 +285,7 @@ func (s *supervisor) launch() error {
 	if !a.Verdict.Trusted() && s.plan.Spec.Attestation.OnRefused == OnRefusedStop {
 		return &refusedError{a}
 	}
-	return s.ctx.Err()
+	return context.Cause(s.ctx)
 }
 
 // refusedError ends a machine whose first attestation was refused.

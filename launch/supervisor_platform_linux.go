@@ -9,9 +9,9 @@ import (
 
 // A platform is what differs between hardware and its simulation.
 type platform interface {
-	// prepare starts what QEMU connects to. dir is a private directory in
-	// memory. It returns the control socket of the vTPM.
-	prepare(ctx context.Context, dir string) (tpm string, err error)
+	// prepare starts what QEMU connects to, and returns the control socket of the
+	// vTPM.
+	prepare(ctx context.Context) (tpm string, err error)
 	// serve answers the guest on the port of the simulated SVSM.
 	serve(port net.Conn)
 	// measure and vtpm are phases. The message tells what came of them; empty
@@ -36,9 +36,9 @@ func newPlatform(s *supervisor) (platform, error) {
 // vTPM, and AMD's roots are the verifier's own.
 type hardware struct{}
 
-func (hardware) prepare(context.Context, string) (string, error) { return "", nil }
-func (hardware) serve(net.Conn)                                  {}
-func (hardware) measure(context.Context) (string, error)         { return "", nil }
-func (hardware) vtpm(context.Context) (string, error)            { return "", nil }
-func (hardware) trust(*attest.Options) error                     { return nil }
-func (hardware) close()                                          {}
+func (hardware) prepare(context.Context) (string, error) { return "", nil }
+func (hardware) serve(net.Conn)                          {}
+func (hardware) measure(context.Context) (string, error) { return "", nil }
+func (hardware) vtpm(context.Context) (string, error)    { return "", nil }
+func (hardware) trust(*attest.Options) error             { return nil }
+func (hardware) close()                                  {}

@@ -18,18 +18,7 @@ import (
 
 // start starts QEMU, stopped before its first instruction.
 func (s *supervisor) start(ctx context.Context) (string, error) {
-	dir := ""
-	if s.plan.Spec.Platform == PlatformSim {
-		var err error
-		if dir, err = s.claim.memoryDir(); err != nil {
-			return "", err
-		}
-		s.update(func(r *Record) { r.MemoryDir = dir })
-		if err := s.write(); err != nil {
-			return "", err
-		}
-	}
-	tpm, err := s.platform.prepare(ctx, dir)
+	tpm, err := s.platform.prepare(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -211,11 +200,18 @@ func (s *supervisor) noteChild(p Process) {
 // watchQEMU ends the machine when QEMU ends.
 func (s *supervisor) watchQEMU(q *child) {
 	<-q.exited
+	// What QEMU said last is on its way.
+	select {
+	case <-s.eventsDone:
+	case <-time.After(time.Second):
+	}
 	s.mu.Lock()
 	reason := s.shutdown
 	s.mu.Unlock()
-	s.cancel(&vmEndedError{err: q.explain(errors.New("the VM ended")), reason: reason, clean: q.clean()})
+	s.cancel(&vmEndedError{err: q.explain(errVMEnded), reason: reason, clean: q.clean()})
 }
+
+var errVMEnded = errors.New("the VM ended")
 
 // A vmEndedError says that QEMU is gone.
 type vmEndedError struct {
@@ -226,13 +222,29 @@ type vmEndedError struct {
 
 func (e *vmEndedError) Error() string {
 	if e.clean && e.reason != "" {
-		return "the VM ended: " + e.reason
+		return "the VM ended: " + shutdownReason(e.reason)
 	}
 	return e.err.Error()
 }
 
+// shutdownReason says in words what QEMU's ShutdownCause means (qapi/run-state).
+func shutdownReason(cause string) string {
+	switch cause {
+	case "guest-shutdown":
+		return "the guest shut down"
+	case "guest-reset", "host-qmp-system-reset", "subsystem-reset":
+		return "the guest was reset, and its vTPM is gone; launch it again (" + cause + ")"
+	case "guest-panic":
+		return "the guest panicked"
+	case "host-qmp-quit", "host-signal", "host-ui":
+		return "QEMU was told to end by someone else (" + cause + ")"
+	}
+	return cause
+}
+
 // watchEvents follows what QEMU says unasked.
 func (s *supervisor) watchEvents() {
+	defer close(s.eventsDone)
 	for e := range s.monitor().Events() {
 		var data struct {
 			Guest  bool   `json:"guest"`
@@ -246,7 +258,7 @@ func (s *supervisor) watchEvents() {
 			s.shutdown = data.Reason
 			s.mu.Unlock()
 			s.emit(Event{Kind: EventVM, Message: "shutdown: " + data.Reason})
-			s.lose(fmt.Errorf("the VM shut down: %s", data.Reason))
+			s.lose(fmt.Errorf("the VM ended: %s", shutdownReason(data.Reason)))
 		case "RESET":
 			s.emit(Event{Kind: EventVM, Message: "reset: " + data.Reason})
 			s.reset()
@@ -254,8 +266,26 @@ func (s *supervisor) watchEvents() {
 			s.emit(Event{Kind: EventVM, Message: "guest panicked: " + data.Action})
 			s.lose(errors.New("the guest panicked"))
 			s.notAttested("the guest panicked")
-		case "STOP", "RESUME", "WATCHDOG", "MEMORY_FAILURE", "BLOCK_IO_ERROR":
+		case "STOP":
+			s.paused()
+		case "WATCHDOG", "MEMORY_FAILURE", "BLOCK_IO_ERROR":
 			s.emit(Event{Kind: EventVM, Message: e.Name})
 		}
+	}
+}
+
+// paused looks why the vCPUs stand still. After a fault QEMU does not end: it
+// waits, for ever, for someone to look.
+func (s *supervisor) paused() {
+	ctx, cancel := context.WithTimeout(s.ctx, quitTimeout)
+	defer cancel()
+	status, err := s.monitor().QueryStatus(ctx)
+	if err != nil {
+		return // QEMU's end is noticed elsewhere
+	}
+	s.emit(Event{Kind: EventVM, Message: "paused: " + status.Status})
+	switch status.Status {
+	case "internal-error", "io-error", "guest-panicked", "watchdog":
+		s.cancel(fmt.Errorf("QEMU stopped the VM: %s", status.Status))
 	}
 }

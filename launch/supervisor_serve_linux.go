@@ -55,6 +55,11 @@ func newOutbox(conn *lineConn) *outbox {
 
 func (o *outbox) put(r reply) {
 	select {
+	case <-o.sent: // nobody is there any more
+		return
+	default:
+	}
+	select {
 	case o.queue <- r:
 	default:
 		o.conn.Close()
@@ -126,8 +131,11 @@ func (s *supervisor) answer(c *lineConn) {
 	if c.SetReadDeadline(time.Now().Add(replyTimeout)) != nil {
 		return
 	}
+	stop := context.AfterFunc(s.ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
 	var r request
-	if err := c.receive(&r, maxRequest); err != nil {
+	err := c.receive(&r, maxRequest)
+	stop()
+	if err != nil {
 		_ = c.send(reply{Error: &wireError{Class: attest.ClassMisuse, Message: "request: " + err.Error()}})
 		return
 	}

@@ -20,7 +20,6 @@ const simRoots = "sim"
 // simulation is platform sim: a simulated AMD-SP and SVSM around a real VM.
 type simulation struct {
 	s    *supervisor
-	dir  string
 	root string
 	chip *snpsim.Chip
 	sp   *snpsim.SP
@@ -35,8 +34,7 @@ func newSimPlatform(s *supervisor) (*simulation, error) {
 }
 
 // prepare starts the vTPM. The root of trust is read, or made, at the same time.
-func (p *simulation) prepare(ctx context.Context, dir string) (string, error) {
-	p.dir = dir
+func (p *simulation) prepare(ctx context.Context) (string, error) {
 	spec := p.s.plan.Spec
 	rooted := make(chan error, 1)
 	go func() {
@@ -50,7 +48,7 @@ func (p *simulation) prepare(ctx context.Context, dir string) (string, error) {
 		rooted <- err
 	}()
 	svsm, err := snpsim.StartSVSM(ctx, snpsim.SVSMOptions{
-		Dir:     dir,
+		Dir:     p.s.claim.dir,
 		Swtpm:   p.s.job.Swtpm,
 		Spawn:   p.spawn,
 		OnReset: p.s.reset,
@@ -103,7 +101,7 @@ func (p *simulation) serve(port net.Conn) {
 func (p *simulation) measure(ctx context.Context) (string, error) {
 	spec := p.s.plan.Spec
 	seq, err := snpsim.ReadSequence(ctx, p.s.monitor(), snpsim.ReadOptions{
-		Dir:           p.dir,
+		Dir:           p.s.claim.dir,
 		GuestFeatures: spec.CPU.GuestFeatures,
 		BSPOnly:       spec.HostProfile == ProfileKVMBSP,
 		NoSVSM:        p.s.attack.GuestAtVMPL0,
@@ -129,6 +127,9 @@ func (p *simulation) measure(ctx context.Context) (string, error) {
 
 // vtpm makes the EK, and binds it to the launch.
 func (p *simulation) vtpm(ctx context.Context) (string, error) {
+	// A vTPM that does not answer is not waited for past the deadline.
+	stop := context.AfterFunc(ctx, func() { _ = p.svsm.Close() })
+	defer stop()
 	if err := p.svsm.Provision(ctx, p.sp); err != nil {
 		return "", err
 	}
