@@ -127,6 +127,10 @@ func (d *decoder) node(n *yaml.Node, v reflect.Value, f field, path string, dept
 			d.add(path, "found %s, expected a list", describe(n))
 			return
 		}
+		if len(n.Content) > maxSpecList {
+			d.add(path, "found %d values, expected at most %d", len(n.Content), maxSpecList)
+			return
+		}
 		v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
 		for i, e := range n.Content {
 			at := fmt.Sprintf("%s[%d]", path, i)

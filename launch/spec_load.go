@@ -18,6 +18,7 @@ import (
 const (
 	maxSpecBytes = 64 << 10
 	maxSpecDepth = 8
+	maxSpecList  = 64
 	maxProblems  = 50 // listed at most
 )
 

@@ -413,6 +413,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"17 disks": {with("disks: [" + strings.Repeat("{path: a, format: raw, readonly: true}, ", 17) + "]"), []string{`a.yaml:9: disks: found 17, expected at most 16`}},
+		"65 PCRs":  {with("attestation: {pcrs: [" + strings.Repeat("1,", 65) + "]}"), []string{`a.yaml:9: attestation.pcrs: found 65 values, expected at most 64`}},
 		"no PCRs":  {with("attestation: {pcrs: []}"), []string{`a.yaml:9: attestation.pcrs: found an empty list, expected at least one value`}},
 		"networks": {
 			with("networks: [{}, {type: vde}, {type: user, bridge: br0}, {type: bridge, forwards: [{host_port: 1, guest_port: 1}]}, {type: tap, mac: '01:00:00:00:00:00'}]"),
