@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -23,9 +25,11 @@ type hostAttack struct {
 	qemu string // the real QEMU
 	dir  string // the attack's private folder
 
-	firmware string // file to load instead of the planned firmware; "flip" flips one bit of it
-	kernel   string // likewise
-	initrd   string // likewise
+	// Files to load instead of the planned ones: a path, "flip" for the planned
+	// one with one bit flipped, "pad" for the planned one with zeros after it.
+	firmware string
+	kernel   string
+	initrd   string
 	cmdline  string // instead of the planned one
 	hashes   bool   // recompute the kernel hashes page for what is really loaded
 
@@ -126,27 +130,31 @@ func (h *hostAttack) swap(what, path, instead string) (string, error) {
 	switch instead {
 	case "":
 		return path, nil
-	case "flip":
+	case "flip", "pad":
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return "", err
 		}
-		data[flipAt(what, data)] ^= 1
+		if instead == "pad" {
+			data = append(data, make([]byte, 512)...)
+		} else {
+			data[flipAt(what, data)] ^= 1
+		}
 		out := filepath.Join(h.dir, what)
 		return out, os.WriteFile(out, data, 0o600)
 	}
 	return instead, nil
 }
 
-// flipAt chooses a byte that changes what is measured and not what runs: the
-// first byte of the firmware image that is neither code nor table (the zero
-// vector of its first volume), the last byte of anything else (padding after a
-// kernel's sections, the trailer of an initramfs).
+// flipAt chooses a byte that is measured and that nothing needs to start: of the
+// firmware, the first byte, in the zero vector of its first volume; of the
+// kernel, one of its real-mode code, which a UEFI boot never runs. The end of a
+// kernel would not do: it is a signature, which Authenticode digests leave out.
 func flipAt(what string, data []byte) int {
 	if what == "firmware" {
 		return 0
 	}
-	return len(data) - 1
+	return min(0x1000, len(data)-1)
 }
 
 // swapHashes replaces the kernel hashes page that QEMU was to load by one for
