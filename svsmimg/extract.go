@@ -53,32 +53,19 @@ func (f *File) Extract() (*Extracted, error) {
 	if mask == 0 {
 		return nil, errors.New("IGVM file is neither for SEV_SNP nor for NATIVE")
 	}
-	e := new(Extracted)
-	base := uint64(top4G)
-	for _, r := range f.runs(mask) {
-		if r.gpa < top4G && r.gpa+r.size == top4G {
-			base = r.gpa
-		}
+	firmware, err := f.firmware(mask)
+	if err != nil {
+		return nil, err
 	}
-	size := top4G - base
-	switch {
-	case size == 0:
-		return nil, errors.New("IGVM file has no firmware: found no page that ends at 4 GiB")
-	case size > ovmf.MaxSize:
-		return nil, fmt.Errorf("IGVM file: found a firmware of %d bytes, expected at most %d", size, ovmf.MaxSize)
-	}
-	limit := uint64(len(f.Data)) + maxExpansion
-	if size > limit {
-		return nil, fmt.Errorf("IGVM file: found a firmware of %d bytes in %d bytes of file data", size, len(f.Data))
-	}
-	e.Firmware = make([]byte, size)
+	e := &Extracted{Firmware: firmware}
+	size := uint64(len(firmware))
+	base, limit := top4G-size, f.maxExtract()
 	var pages []*PageData
 	for _, h := range f.Headers {
 		p, ok := h.(*PageData)
 		switch {
 		case !ok || p.Mask&mask == 0 || p.Kind != DataNormal || p.Data.Size == 0:
 		case p.GPA >= base && p.GPA < top4G:
-			copy(e.Firmware[p.GPA-base:], f.Bytes(p.Data))
 		default:
 			pages = append(pages, p)
 			if size += p.Bytes(); size > limit {
@@ -95,4 +82,35 @@ func (f *File) Extract() (*Extracted, error) {
 		e.Pages = append(e.Pages, LoaderPages{GPA: p.GPA, Data: slices.Clone(f.Bytes(p.Data))})
 	}
 	return e, nil
+}
+
+func (f *File) maxExtract() uint64 { return uint64(len(f.Data)) + maxExpansion }
+
+// errNoFirmware says that a file has no page that ends at 4 GiB.
+var errNoFirmware = errors.New("IGVM file has no firmware: found no page that ends at 4 GiB")
+
+// firmware returns the pages of a platform that end at 4 GiB.
+func (f *File) firmware(mask uint32) ([]byte, error) {
+	base := uint64(top4G)
+	for _, r := range f.runs(mask) {
+		if r.gpa < top4G && r.gpa+r.size == top4G {
+			base = r.gpa
+		}
+	}
+	size := top4G - base
+	switch {
+	case size == 0:
+		return nil, errNoFirmware
+	case size > ovmf.MaxSize:
+		return nil, fmt.Errorf("IGVM file: found a firmware of %d bytes, expected at most %d", size, ovmf.MaxSize)
+	case size > f.maxExtract():
+		return nil, fmt.Errorf("IGVM file: found a firmware of %d bytes in %d bytes of file data", size, len(f.Data))
+	}
+	out := make([]byte, size)
+	for _, h := range f.Headers {
+		if p, ok := h.(*PageData); ok && p.Mask&mask != 0 && p.Kind == DataNormal && p.GPA >= base && p.GPA < top4G {
+			copy(out[p.GPA-base:], f.Bytes(p.Data))
+		}
+	}
+	return out, nil
 }
