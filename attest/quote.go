@@ -47,8 +47,12 @@ func checkQuoteSignature(ev *evidence.Evidence, ak *tpmPublic) (*tpmSignature, C
 	return sig, pass(CheckQuoteSignature, fmt.Sprintf("AK %x", ak.name()))
 }
 
-// checkQuoteNonce compares extraData with SHA-256 of the nonce.
+// checkQuoteNonce compares extraData with SHA-256 of the nonce; Azure's own
+// evidence has the nonce itself there.
 func checkQuoteNonce(q *tpmQuote, ev *evidence.Evidence) Check {
+	if ev.Binding == BindingAzureHCL {
+		return equalField(CheckQuoteNonce, ReasonQuoteNonce, ev.Nonce, q.extraData)
+	}
 	want := sha256.Sum256(ev.Nonce)
 	return equalField(CheckQuoteNonce, ReasonQuoteNonce, want[:], q.extraData)
 }

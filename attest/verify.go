@@ -417,27 +417,13 @@ func (v *verifier) evidence(ctx context.Context, ev *evidence.Evidence) {
 	v.report(ctx, ev.Report, ev.Certificates)
 	if v.parsed != nil {
 		v.put(checkMeasurement(v.parsed, v.golden.LaunchDigests, "the golden values list no launch digest"))
-		want := reportData(ev)
-		v.put(checkReportData(v.parsed, want[:], reportDataFormula(ev.Binding)))
 	}
-	v.put(checkNonce(ev, v.o.Live), checkBinding(ev, v.o.Live, v.policy))
-	keys, manifest := checkManifest(ev, v.policy)
-	v.put(manifest)
-	ek, check := checkEK(ev)
-	v.put(check)
-	if ek == nil {
-		v.put(notMade(CheckEKBound, check))
-	} else if manifest.Status == Failed {
-		v.put(notMade(CheckEKBound, manifest))
+	v.put(checkBinding(ev, v.o.Live, v.policy))
+	var ek, ak *tpmPublic
+	if ev.Binding == BindingAzureHCL {
+		ak = v.hclEvidence(ev)
 	} else {
-		v.put(checkEKBound(ek, ev, keys))
-	}
-	ak, check := checkAK(ev)
-	v.put(check)
-	if ak == nil {
-		v.put(notMade(CheckAKResident, check), notMade(CheckQuoteSignature, check))
-	} else {
-		v.put(checkAKResident(ev, v.o.Live, ak, keys))
+		ek, ak = v.svsmEvidence(ev)
 	}
 	quote := v.quote(ev, ak)
 	v.put(checkEventLog(ev, v.policy)...)
@@ -445,16 +431,46 @@ func (v *verifier) evidence(ctx context.Context, ev *evidence.Evidence) {
 	v.lifecycle(ctx, ev, ek, quote)
 }
 
+// svsmEvidence makes the checks of nonce, manifest, EK and AK; a key is nil if it
+// cannot be used further.
+func (v *verifier) svsmEvidence(ev *evidence.Evidence) (ek, ak *tpmPublic) {
+	if v.parsed != nil {
+		want := reportData(ev)
+		v.put(checkReportData(v.parsed, want[:], reportDataFormula(ev.Binding)))
+	}
+	v.put(checkNonce(ev, v.o.Live))
+	keys, manifest := checkManifest(ev, v.policy)
+	v.put(manifest)
+	ek, check := checkEK(ev)
+	v.put(check)
+	switch {
+	case ek == nil:
+		v.put(notMade(CheckEKBound, check))
+	case manifest.Status == Failed:
+		v.put(notMade(CheckEKBound, manifest))
+	default:
+		v.put(checkEKBound(ek, ev, keys))
+	}
+	ak, check = checkAK(ev)
+	v.put(check)
+	if ak == nil {
+		v.put(notMade(CheckAKResident, check))
+	} else {
+		v.put(checkAKResident(ev, v.o.Live, ak, keys))
+	}
+	return ek, ak
+}
+
 // quote makes the checks of the quote; it is nil if it could not be read.
 func (v *verifier) quote(ev *evidence.Evidence, ak *tpmPublic) *tpmQuote {
 	q, check := checkQuoteForm(ev)
 	v.put(check)
 	var sig *tpmSignature
-	signature := v.checks[CheckQuoteSignature]
+	signature := notMade(CheckQuoteSignature, Check{Name: string(CheckAK), Reason: "no key", Class: ClassVTPM})
 	if ak != nil {
 		sig, signature = checkQuoteSignature(ev, ak)
-		v.put(signature)
 	}
+	v.put(signature)
 	if q == nil {
 		v.put(notMade(CheckQuoteNonce, check), notMade(CheckPCRSelection, check), notMade(CheckPCRDigest, check))
 		return nil
@@ -476,6 +492,11 @@ func (v *verifier) quote(ev *evidence.Evidence, ak *tpmPublic) *tpmQuote {
 func (v *verifier) lifecycle(ctx context.Context, ev *evidence.Evidence, ek *tpmPublic, q *tpmQuote) {
 	if v.o.Registry == nil {
 		const note = "no registry was given"
+		v.put(skip(CheckQuoteClock, note), skip(CheckLifecycle, note))
+		return
+	}
+	if ev.Binding == BindingAzureHCL {
+		const note = "a registry keeps EKs, and this evidence has none"
 		v.put(skip(CheckQuoteClock, note), skip(CheckLifecycle, note))
 		return
 	}

@@ -1,0 +1,350 @@
+package attest_test
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/attesttest"
+	"github.com/evtpm/evtpm/attest/evidence"
+	"github.com/evtpm/evtpm/measure"
+)
+
+// azurePolicy is the permissive policy for Azure's binding, which has no event
+// log.
+func azurePolicy() *attest.Policy {
+	p := attest.PermissivePolicy()
+	p.VTPM.Bindings = []string{attest.BindingAzureHCL}
+	return p
+}
+
+// azureGolden fits a report, whatever it says.
+func azureGolden(t *testing.T, report []byte, platform string) *measure.Golden {
+	t.Helper()
+	r, err := attest.ParseReport(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &measure.Golden{
+		Schema: measure.GoldenSchema, Platform: platform, HostProfile: "azure",
+		LaunchDigests: []measure.Digest{measure.Digest(r.Measurement)}, Policy: uint64(r.Policy), HostData: bytes.Clone(r.HostData[:]),
+	}
+	if r.IDKeyDigest != [48]byte{} || r.FamilyID != [16]byte{} {
+		g.IDBlock = &measure.GoldenIDBlock{FamilyID: bytes.Clone(r.FamilyID[:]), ImageID: bytes.Clone(r.ImageID[:]), GuestSVN: r.GuestSVN, IDKeyDigest: measure.Digest(r.IDKeyDigest)}
+	}
+	return g
+}
+
+// runtimeData is Azure's runtime data with one AK.
+func runtimeData(keys ...string) []byte {
+	return []byte(`{"keys":[` + strings.Join(keys, ",") + `],"vm-configuration":{"secure-boot":true},"user-data":"00"}`)
+}
+
+func jwk(kid, ops string, n []byte) string {
+	return fmt.Sprintf(`{"kid":%q,"key_ops":[%s],"kty":"RSA","e":"AQAB","n":%q}`, kid, ops, base64.RawURLEncoding.EncodeToString(n))
+}
+
+func akModulus() []byte { return attesttest.RSAKey(2).N.Bytes() }
+
+// azure makes evidence of an Azure machine with runtime data.
+func azure(runtime []byte) (*attesttest.Machine, *evidence.Evidence) {
+	m := genoa()
+	var data [64]byte
+	sum := sha256.Sum256(runtime)
+	copy(data[:], sum[:])
+	nonce := []byte("challenge")
+	ev := &evidence.Evidence{
+		Schema: evidence.Schema, Nonce: nonce, Binding: attest.BindingAzureHCL, Report: m.SignedReport(data), Manifest: runtime,
+		Certificates: m.CertTable(), PCRBank: "sha256", Quote: m.TPM.Quote(nonce, pcrList(24), nil),
+	}
+	ev.QuoteSignature = m.TPM.Sign(ev.Quote)
+	for i := range 24 {
+		ev.PCRs = append(ev.PCRs, evidence.PCR{PCR: i, Value: m.TPM.PCRs[i]})
+	}
+	return m, ev
+}
+
+func judgeAzure(t *testing.T, m *attesttest.Machine, ev *evidence.Evidence) *attest.Verdict {
+	t.Helper()
+	o := options(m)
+	o.Policy = azurePolicy()
+	o.Registry = registry(t)
+	v, err := attest.Verify(t.Context(), ev, azureGolden(t, ev.Report, "sim"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func TestV30_RuntimeData(t *testing.T) {
+	good := jwk("HCLAkPub", `"sign"`, akModulus())
+	m, ev := azure(runtimeData(good))
+	want(t, judgeAzure(t, m, ev))
+	m, ev = azure(runtimeData(jwk("HCLEkPub", `"encrypt"`, akModulus()), good))
+	want(t, judgeAzure(t, m, ev))
+	even := bytes.Clone(akModulus())
+	even[255] &^= 1
+	for name, runtime := range map[string][]byte{
+		"two AKs":           runtimeData(good, good),
+		"no AK":             runtimeData(jwk("HCLEkPub", `"encrypt"`, akModulus())),
+		"another name":      runtimeData(jwk("HCLAKPUB", `"sign"`, akModulus())),
+		"for encryption":    runtimeData(jwk("HCLAkPub", `"encrypt"`, akModulus())),
+		"for both":          runtimeData(jwk("HCLAkPub", `"sign","encrypt"`, akModulus())),
+		"for nothing":       runtimeData(jwk("HCLAkPub", ``, akModulus())),
+		"exponent 3":        runtimeData(strings.Replace(good, "AQAB", "Aw", 1)),
+		"elliptic":          runtimeData(strings.Replace(good, `"RSA"`, `"EC"`, 1)),
+		"short modulus":     runtimeData(jwk("HCLAkPub", `"sign"`, akModulus()[:255])),
+		"even modulus":      runtimeData(jwk("HCLAkPub", `"sign"`, even)),
+		"modulus no base64": runtimeData(`{"kid":"HCLAkPub","key_ops":["sign"],"kty":"RSA","e":"AQAB","n":"!"}`),
+		"repeated member":   []byte(`{"keys":[` + good + `],"keys":[]}`),
+		"repeated in a key": runtimeData(strings.Replace(good, `"kty"`, `"kid":"HCLAkPub","kty"`, 1)),
+		"no keys":           []byte(`{}`),
+		"no JSON":           []byte("runtime"),
+		"empty":             nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, ev := azure(runtime)
+			want(t, judgeAzure(t, m, ev), badManifest)
+		})
+	}
+	// The digest is not the runtime data's; or what follows it is not zeros.
+	m, ev = azure(runtimeData(good))
+	ev.Manifest = runtimeData(jwk("HCLAkPub", `"sign"`, akModulus()), jwk("x", "", nil))
+	want(t, judgeAzure(t, m, ev), reportData)
+	m, ev = azure(runtimeData(good))
+	r := attesttest.Report(bytes.Clone(ev.Report))
+	r[attesttest.OffReportData+63] = 1
+	r.Sign(attesttest.LeafKey())
+	ev.Report = r
+	want(t, judgeAzure(t, m, ev), reportData)
+	// Another key's quote; an empty, shorter or other nonce.
+	m, ev = azure(runtimeData(jwk("HCLAkPub", `"sign"`, attesttest.RSAKey(5).N.Bytes())))
+	want(t, judgeAzure(t, m, ev), is(attest.CheckQuoteSignature, attest.ReasonQuoteSignature))
+	for _, nonce := range []string{"challengd", "challenge0", "challeng"} {
+		m, ev = azure(runtimeData(good))
+		ev.Nonce = []byte(nonce)
+		want(t, judgeAzure(t, m, ev), is(attest.CheckQuoteNonce, attest.ReasonQuoteNonce))
+	}
+	for _, nonce := range [][]byte{nil, []byte("seven77"), make([]byte, 9), bytes.Repeat([]byte("x"), 65)} {
+		m, ev = azure(runtimeData(good))
+		ev.Nonce = nonce
+		wantAny(t, judgeAzure(t, m, ev), is(attest.CheckNonce, attest.ReasonNonceForm))
+	}
+	// Keys beside the runtime data say nothing, and have no place there.
+	m, ev = azure(runtimeData(good))
+	for _, edit := range []func(*evidence.Evidence){
+		func(ev *evidence.Evidence) { ev.EKPublic = m.TPM.EKPublic() },
+		func(ev *evidence.Evidence) { ev.AKPublic = m.TPM.AKPublic() },
+		func(ev *evidence.Evidence) { ev.ManifestVersion = 1 },
+	} {
+		_, ev := azure(runtimeData(good))
+		edit(ev)
+		want(t, judgeAzure(t, m, ev), badManifest)
+	}
+	// Not unless the policy asks for it, and never for a live challenge of ours.
+	_, ev = azure(runtimeData(good))
+	o := options(m)
+	v, err := attest.Verify(t.Context(), ev, azureGolden(t, ev.Report, "sim"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantAny(t, v, is(attest.CheckBinding, attest.ReasonBinding))
+	s := challenge(t, m, m.TPM, attest.ChallengeOptions{})
+	o.Live, o.Policy = s, azurePolicy()
+	if v, err = attest.Verify(t.Context(), ev, azureGolden(t, ev.Report, "sim"), o); err != nil {
+		t.Fatal(err)
+	}
+	wantAny(t, v, is(attest.CheckNonce, attest.ReasonNonceForeign))
+	// The real sample whose AK is for encryption.
+	hcl, err := attest.ParseHCL(readFile(t, filepath.Join(dataDir(t), "azure-vtpm", "azure-cvm-tooling__hcl-report-snp.bin")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, ev = azure(hcl.Runtime)
+	want(t, judgeAzure(t, m, ev), badManifest)
+}
+
+// hclReport makes Azure's envelope.
+func hclReport(report, runtime []byte) []byte {
+	le := binary.LittleEndian
+	b := []byte("HCLA")
+	for _, v := range []uint32{1, uint32(32 + len(report) + 20 + len(runtime)), 2, 0, 0, 0, 0} {
+		b = le.AppendUint32(b, v)
+	}
+	b = append(b, report...)
+	for _, v := range []uint32{uint32(20 + len(runtime)), 1, 2, 1, uint32(len(runtime))} {
+		b = le.AppendUint32(b, v)
+	}
+	return append(append(b, runtime...), make([]byte, 200)...)
+}
+
+func TestV31_HCLEnvelope(t *testing.T) {
+	le := binary.LittleEndian
+	report, runtime := bytes.Repeat([]byte{7}, 1184), runtimeData()
+	good := hclReport(report, runtime)
+	h, err := attest.ParseHCL(good)
+	if err != nil || !bytes.Equal(h.Report, report) || !bytes.Equal(h.Runtime, runtime) {
+		t.Fatalf("%v", err)
+	}
+	// Without the padding, as some services have it.
+	if _, err := attest.ParseHCL(good[:len(good)-200]); err != nil {
+		t.Errorf("without padding: %v", err)
+	}
+	data := 32 + 1184
+	at := func(off int, v uint32) func([]byte) []byte {
+		return func(b []byte) []byte { le.PutUint32(b[off:], v); return b }
+	}
+	for name, edit := range map[string]func([]byte) []byte{
+		"empty":                    func([]byte) []byte { return nil },
+		"header alone":             func(b []byte) []byte { return b[:data+19] },
+		"magic":                    func(b []byte) []byte { b[3] = 'B'; return b },
+		"version 2":                at(4, 2),
+		"size one more":            func(b []byte) []byte { le.PutUint32(b[8:], le.Uint32(b[8:])+1); return b },
+		"request type":             at(12, 1),
+		"status":                   at(16, 1),
+		"reserved":                 at(28, 1),
+		"data size below variable": at(data, 20),
+		"data version":             at(data+4, 2),
+		"report of another kind":   at(data+8, 4),
+		"SHA-384":                  at(data+12, 2),
+		"variable beyond the end":  at(data+16, 0xFFFFFFFF),
+		"all sizes beyond the end": func(b []byte) []byte {
+			le.PutUint32(b[8:], uint32(data+20+4000))
+			le.PutUint32(b[data:], 4020)
+			le.PutUint32(b[data+16:], 4000)
+			return b
+		},
+		"bytes behind":    func(b []byte) []byte { b[len(b)-1] = 1; return b },
+		"64 KiB and more": func(b []byte) []byte { return append(b, make([]byte, 64<<10)...) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := attest.ParseHCL(edit(bytes.Clone(good))); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
+// azureFiles are the real pieces of Azure evidence, with what their quotes are
+// over.
+var azureFiles = map[string]string{
+	"trustee__evidence-v0.json":          hex.EncodeToString([]byte("challenge")),
+	"trustee__evidence-v1.json":          hex.EncodeToString([]byte("challenge")),
+	"trustee__evidence-v2.json":          "982f5c6e45df0ed3f10b6f60b02f0c8390e281300f3805e2279c16168cd6ae9aa398f647caa2338748cd0fd9f5f819ef",
+	"attestation-rs__live-evidence.json": hex.EncodeToString([]byte("attestation-test-fixture")),
+	"attestation-rs__evidence-v1.json":   hex.EncodeToString([]byte("challenge")),
+}
+
+// readAzureFile reads evidence, which one collection wraps in another object.
+func readAzureFile(t *testing.T, name string) []byte {
+	t.Helper()
+	data := readFile(t, filepath.Join(dataDir(t), "azure-vtpm", name))
+	var wrapped struct {
+		Evidence json.RawMessage `json:"evidence"`
+	}
+	if json.Unmarshal(data, &wrapped) == nil && wrapped.Evidence != nil {
+		return wrapped.Evidence
+	}
+	return data
+}
+
+// TestRealAzureEvidence: every real chain of Azure, from AMD's root to the quote.
+func TestRealAzureEvidence(t *testing.T) {
+	for name, nonce := range azureFiles {
+		t.Run(name, func(t *testing.T) {
+			n, err := hex.DecodeString(nonce)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ev, err := attest.ParseAzure(readAzureFile(t, name), n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := attest.Options{Policy: azurePolicy(), Now: attesttest.Now}
+			v, err := attest.Verify(t.Context(), ev, azureGolden(t, ev.Report, "snp"), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want(t, v)
+			// Evidence survives being saved.
+			text, err := json.Marshal(ev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := evidence.Parse(text); err != nil {
+				t.Error(err)
+			}
+			// Under the default policy this evidence shows too little.
+			if v, err = attest.Verify(t.Context(), ev, azureGolden(t, ev.Report, "snp"), attest.Options{Now: attesttest.Now}); err != nil || v.Trusted() {
+				t.Errorf("default policy: %v, %v", v.Result, err)
+			}
+			// An old quote of the same machine is over another nonce.
+			ev.Nonce = []byte("another challenge")
+			if v, err = attest.Verify(t.Context(), ev, azureGolden(t, ev.Report, "snp"), o); err != nil {
+				t.Fatal(err)
+			}
+			want(t, v, is(attest.CheckQuoteNonce, attest.ReasonQuoteNonce))
+		})
+	}
+}
+
+func TestAzureEvidenceMalformed(t *testing.T) {
+	good := readAzureFile(t, "trustee__evidence-v1.json")
+	replace := func(old, new string) []byte { return bytes.Replace(good, []byte(old), []byte(new), 1) }
+	for name, data := range map[string][]byte{
+		"version 3":      replace(`"version": 1`, `"version": 3`),
+		"unknown member": replace(`"version": 1`, `"version": 1, "x": 1`),
+		"empty":          nil,
+		"no JSON":        []byte("evidence"),
+		"VCEK missing":   replace(`"vcek"`, `"user-data"`),
+		"HCL cut short":  replace(`"hcl_report": "SENMQQEA`, `"hcl_report": "SENMQQEB`),
+		"PCR no hex":     replace(`"e15c4479`, `"x15c4479`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if bytes.Equal(data, good) {
+				t.Fatal("nothing was changed")
+			}
+			if _, err := attest.ParseAzure(data, []byte("challenge")); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
+// signPSS is the AK's signature in another scheme.
+func signPSS(t *testing.T, message []byte) []byte {
+	t.Helper()
+	digest := sha256.Sum256(message)
+	sig, err := rsa.SignPSS(rand.Reader, attesttest.RSAKey(2), crypto.SHA256, digest[:], &rsa.PSSOptions{SaltLength: 32, Hash: crypto.SHA256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tpm2.Marshal(tpm2.TPMTSignature{SigAlg: tpm2.TPMAlgRSAPSS, Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgRSAPSS, &tpm2.TPMSSignatureRSA{
+		Hash: tpm2.TPMAlgSHA256, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: sig},
+	})})
+}
+
+func TestQuoteByRSAPSS(t *testing.T) {
+	m := genoa()
+	rsaParms(&m.TPM.AK).Scheme = tpm2.TPMTRSAScheme{Scheme: tpm2.TPMAlgRSAPSS, Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSAPSS, &tpm2.TPMSSigSchemeRSAPSS{HashAlg: tpm2.TPMAlgSHA256})}
+	m.EditEvidence = func(ev *evidence.Evidence) { ev.QuoteSignature = signPSS(t, ev.Quote) }
+	want(t, judge(t, m))
+	m.EditEvidence = func(ev *evidence.Evidence) {
+		ev.QuoteSignature = signPSS(t, ev.Quote)
+		ev.QuoteSignature[20] ^= 1
+	}
+	want(t, judge(t, m), is(attest.CheckQuoteSignature, attest.ReasonQuoteSignature))
+}
