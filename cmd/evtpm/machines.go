@@ -17,7 +17,7 @@ import (
 func machineCommands(u *ui) []*cli.Command {
 	return []*cli.Command{
 		launchCommand(u), psCommand(u), stopCommand(u), killCommand(u), rmCommand(u),
-		logsCommand(u), consoleCommand(u), eventsCommand(u), superviseCommand(u),
+		logsCommand(u), consoleCommand(u), eventsCommand(u), doctorCommand(u), superviseCommand(u),
 	}
 }
 

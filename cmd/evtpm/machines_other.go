@@ -19,7 +19,7 @@ var errLinux = withClass(attest.ClassHostNotCapable, errors.New("machines are la
 // cannot have.
 func machineCommands(*ui) []*cli.Command {
 	var out []*cli.Command
-	for _, name := range []string{"launch", "ps", "stop", "kill", "rm", "logs", "console", "events"} {
+	for _, name := range []string{"launch", "ps", "stop", "kill", "rm", "logs", "console", "events", "doctor"} {
 		out = append(out, &cli.Command{Name: name, Usage: "on Linux alone", Action: func(*cli.Context) error { return errLinux }})
 	}
 	return out

@@ -1,0 +1,87 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/launch"
+)
+
+func doctorCommand(u *ui) *cli.Command {
+	return &cli.Command{
+		Name:      "doctor",
+		Usage:     "look whether this host has what a launch needs",
+		ArgsUsage: "[SPEC]",
+		Description: "Asks the kernel, the AMD-SP, QEMU, swtpm and libvirt themselves, and changes nothing. With a\n" +
+			"spec: what a launch of it needs, its files among it; ends with 9 when it cannot work. Without\n" +
+			"one: what the platforms need; ends with 9 when none can work.",
+		Flags: []cli.Flag{
+			specOwnerFlag(), outputFlag(),
+		},
+		Action: func(c *cli.Context) error {
+			asJSON, err := wantsJSON(c)
+			if err != nil {
+				return err
+			}
+			r, err := u.doctor(c)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				if err := u.json(r); err != nil {
+					return err
+				}
+			} else {
+				u.diagnosis(r)
+			}
+			if !r.Works {
+				return errSilent(attest.ClassHostNotCapable)
+			}
+			return nil
+		},
+	}
+}
+
+// doctor examines the host.
+func (u *ui) doctor(c *cli.Context) (*launch.DoctorReport, error) {
+	if n := c.NArg(); n > 1 {
+		return nil, fmt.Errorf("doctor: found %d arguments, expected at most one: a spec", n)
+	}
+	var spec *launch.Spec
+	var err error
+	if path := c.Args().First(); path != "" {
+		if spec, err = readSpec(path, c.Bool("allow-untrusted-file")); err != nil {
+			return nil, err
+		}
+	}
+	o := launch.DoctorOptions{RuntimeDir: u.getenv("XDG_RUNTIME_DIR")}
+	if o.Home, err = u.runDir(); err != nil {
+		return nil, err
+	}
+	if o.StateDir, err = u.stateDir(); err != nil {
+		return nil, err
+	}
+	return launch.Doctor(c.Context, spec, o)
+}
+
+// diagnosis tells people what was found: a line a thing, what is needed and the
+// next step where something is missing, and the conclusion last.
+func (u *ui) diagnosis(r *launch.DoctorReport) {
+	m := u.marks()
+	signs := map[launch.DoctorStatus]string{launch.DoctorOK: m.passed, launch.DoctorWarn: "warn", launch.DoctorFail: m.failed}
+	if m == terminalMarks {
+		signs[launch.DoctorWarn] = "!"
+	}
+	for _, f := range r.Findings {
+		u.say("%s %s: %s", signs[f.Status], f.Name, printable(f.Found))
+		if f.Status != launch.DoctorOK {
+			u.values("     ", "needed ", f.Needed)
+			u.values("     ", "fix    ", f.Fix)
+		}
+	}
+	u.say("%s", printable(r.Summary))
+}
