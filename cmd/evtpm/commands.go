@@ -20,5 +20,6 @@ func commands(u *ui) []*cli.Command {
 		reportCommand(u),
 		certsCommand(u),
 		policyCommand(u),
+		completionCommand(u), manCommand(u),
 	}...)
 }
