@@ -67,14 +67,14 @@ func (d *doctor) libvirt() {
 	if d.spec.QEMU.Accel == AccelTCG {
 		q.Type = "qemu"
 	}
-	if path, err := d.o.lookPath(d.spec.QEMU.Binary); err == nil {
-		q.Emulator = path
+	if filepath.IsAbs(d.spec.QEMU.Binary) {
+		q.Emulator = d.spec.QEMU.Binary // a bare name is libvirt's to find
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, probeTimeout)
 	defer cancel()
 	a, err := d.o.Libvirt(ctx, q)
 	if err != nil {
-		d.fail("libvirt", fmt.Sprintf("libvirt does not answer: %v", err), "libvirt at "+q.URI, "start libvirtd, and see that this user may connect: virsh -c "+q.URI+" version")
+		d.fail("libvirt", fmt.Sprintf("libvirt: %v", err), "libvirt at "+q.URI, "start libvirtd, and see that this user may connect: virsh -c "+q.URI+" version")
 		return
 	}
 	version := fmt.Sprintf("libvirt %d.%d.%d", a.Version/1_000_000, a.Version/1000%1000, a.Version%1000)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -642,5 +643,73 @@ func TestOptionKeys(t *testing.T) {
 		if got := fmt.Sprint(first, " ", keys); got != want {
 			t.Errorf("%q: found %s, expected %s", option, got, want)
 		}
+	}
+}
+
+// TestE2EDoctorQEMU asks real programs: the QEMU of this machine, and 11.1 where
+// it is unpacked.
+func TestE2EDoctorQEMU(t *testing.T) {
+	for _, program := range []string{"qemu-system-x86_64", "swtpm"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("%s is not installed", program)
+		}
+	}
+	binaries := []string{"qemu-system-x86_64"}
+	if newer, err := filepath.Abs("../build/qemu11/qemu-system-x86_64"); err == nil {
+		if _, err := os.Stat(newer); err == nil {
+			binaries = append(binaries, newer)
+		}
+	}
+	for _, binary := range binaries {
+		t.Run(filepath.Base(filepath.Dir(binary)), func(t *testing.T) {
+			h := newFakeHost(t)
+			h.o.connect, h.o.lookPath = nil, nil
+			for platform, want := range map[string][]string{
+				// Every object, device and property of the command lines.
+				"sim": nil,
+				"snp": nil,
+			} {
+				_, spec := planDir(t, "platform: "+platform, "qemu: {binary: "+binary+"}", "rng: true",
+					"disks: [{path: /dev/null, format: raw}]", "networks: [{type: user}]")
+				spec.Disks[0].Path = write(t, filepath.Join(t.TempDir(), "disk"), make([]byte, 512))
+				if got := notOK(examine(t, h, spec)); !slices.Equal(got, want) {
+					t.Errorf("%s: found %q, expected %q", platform, got, want)
+				}
+			}
+			_, spec := igvmDir(t, testIGVM(t, 0), "qemu: {binary: "+binary+"}")
+			spec.SVSM.DevicePlane = true
+			if got := notOK(examine(t, h, spec)); !slices.Equal(got, []string{"fail qemu-igvm", "fail qemu-options"}) {
+				t.Errorf("a distribution's QEMU and COCONUT's image: found %q", got)
+			}
+			_, spec = planDir(t, "platform: sim", "qemu: {binary: "+binary+", machine: pc-q35-99.1}")
+			if got := notOK(examine(t, h, spec)); !slices.Equal(got, []string{"fail qemu-options"}) {
+				t.Errorf("a machine of the future: found %q", got)
+			}
+		})
+	}
+	h := newFakeHost(t)
+	h.o.connect, h.o.lookPath = nil, func(string) (string, error) { return "/bin/true", nil }
+	r := examine(t, h, nil)
+	if got := notOK(r); !slices.Equal(got, []string{"fail qemu", "fail swtpm"}) {
+		t.Errorf("/bin/true for QEMU and swtpm: found %q", got)
+	}
+}
+
+// TestE2EDoctorLeavesNothing: QEMUs that were asked are gone, whatever they
+// answered.
+func TestE2EDoctorLeavesNothing(t *testing.T) {
+	script := write(t, filepath.Join(t.TempDir(), "qemu"), []byte("#!/bin/sh\necho this is why >&2\nexec /bin/sleep 1000\n"))
+	if err := os.Chmod(script, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, _, err := connectEmptyQEMU(ctx, script)
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "this is why") {
+		t.Errorf("found %v, expected a deadline and what the program said", err)
+	}
+	out, err := exec.Command("ps", "-o", "args=", "--ppid", fmt.Sprint(os.Getpid())).Output()
+	if err != nil || strings.Contains(string(out), "sleep 1000") {
+		t.Errorf("children: %s, %v", out, err)
 	}
 }
