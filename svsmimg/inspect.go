@@ -180,7 +180,7 @@ func (f *File) inspectPlatform(p *Platform) PlatformInfo {
 	}
 	vmsa := p.Platform == PlatformSNP || p.Platform == PlatformSEVES
 	for _, c := range f.contexts(p.Mask) {
-		if p.Platform != PlatformVSM {
+		if p.Platform != PlatformVSM && p.Platform != PlatformCCA {
 			info.VCPUs = append(info.VCPUs, f.inspectContext(c, vmsa))
 		}
 	}
@@ -229,7 +229,7 @@ func (f *File) inspectRegions(mask uint32) []RegionInfo {
 			if h.Mask&mask == 0 {
 				continue
 			}
-			r = RegionInfo{GPA: Hex(h.GPA), Size: Hex(h.Bytes()), Name: names.name(h.GPA), Type: h.Kind.String(), Measured: h.measured()}
+			r = RegionInfo{GPA: Hex(h.GPA), Size: Hex(h.Bytes()), Name: names.pageName(h), Type: h.Kind.String(), Measured: h.measured()}
 			if h.Data.Size == 0 && h.Kind == DataNormal {
 				r.Zeros = int(h.Bytes() / pageSize)
 			}
@@ -295,11 +295,14 @@ func (f *File) inspectAreas() []AreaInfo {
 			index[h.Index] = len(out)
 			out = append(out, AreaInfo{Index: h.Index, Size: Hex(h.Bytes), InitialData: h.Data.Size != 0})
 		case *Parameter:
-			a := &out[index[h.Index]]
-			a.Parameters = append(a.Parameters, ParameterInfo{h.Kind.String(), Hex(h.Offset), h.Optional})
+			if i, ok := index[h.Index]; ok {
+				out[i].Parameters = append(out[i].Parameters, ParameterInfo{h.Kind.String(), Hex(h.Offset), h.Optional})
+			}
 		case *ParameterInsert:
-			gpa := Hex(h.GPA)
-			out[index[h.Index]].GPA = &gpa
+			if i, ok := index[h.Index]; ok {
+				gpa := Hex(h.GPA)
+				out[i].GPA = &gpa
+			}
 		}
 	}
 	return out

@@ -94,7 +94,7 @@ var rules = []Rule{
 		"Rebuild the image."},
 	{"shared-gpa-boundary", SeverityError,
 		"vTOM is how Hyper-V tells shared from private memory. QEMU refuses a VMSA with virtual_tom set.",
-		"Build the image for QEMU (--hypervisor qemu)."},
+		"Rebuild the image for QEMU."},
 	{"vmsa-changed", SeverityError,
 		"QEMU hands the registers to KVM, and KVM measures what it makes of them: the digest is not the one that the file's own VMSA gives.",
 		"Set the register to KVM's value when the image is built."},

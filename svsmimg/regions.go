@@ -19,9 +19,12 @@ const (
 const (
 	regionFirmware   = "firmware"
 	regionBootLoader = "boot loader"
+	regionSVSM       = "SVSM"
 	regionKernel     = "SVSM kernel"
 	regionFilesystem = "SVSM filesystem"
 	regionPages      = "pages"
+	regionSecrets    = "secrets page"
+	regionCPUID      = "CPUID page"
 )
 
 // A region is a part of guest memory with a name.
@@ -45,10 +48,22 @@ func (r regions) name(gpa uint64) string {
 	return regionPages
 }
 
+// pageName is what a page is called: what it is for the AMD-SP, or the region that
+// it lies in.
+func (r regions) pageName(p *PageData) string {
+	switch p.Kind {
+	case DataSecrets:
+		return regionSecrets
+	case DataCPUID, DataCPUIDXF:
+		return regionCPUID
+	}
+	return r.name(p.GPA)
+}
+
 // regions finds out what the parts of a platform's guest memory are: the run of
 // pages that ends at 4 GiB is the firmware, required memory the SVSM's kernel, and
-// the run where the boot vCPU starts the boot loader. An image without an SVSM has
-// a firmware alone.
+// the run where the boot vCPU starts its boot loader, or without required memory
+// the SVSM itself. An image without an SVSM has a firmware alone.
 func (f *File) regions(mask uint32) regions {
 	var out regions
 	add := func(gpa, end uint64, name string) {
@@ -71,10 +86,14 @@ func (f *File) regions(mask uint32) regions {
 		}
 	}
 	entry, ok := f.entry(mask)
+	start := regionSVSM
+	if slices.ContainsFunc(out, func(r region) bool { return r.name == regionKernel }) {
+		start = regionBootLoader
+	}
 	for _, r := range runs {
 		switch {
 		case ok && entry >= r.gpa && entry < r.gpa+r.size:
-			add(r.gpa, r.gpa+r.size, regionBootLoader)
+			add(r.gpa, r.gpa+r.size, start)
 		case r.gpa == filesystemBase && ok && entry < filesystemBase && entry >= bldrBase:
 			add(r.gpa, r.gpa+r.size, regionFilesystem)
 		}

@@ -220,7 +220,7 @@ func (b *sequencer) page(i int, p *PageData) {
 		b.flush()
 	}
 	b.last, b.lastAt = p, i
-	step := measure.Step{Type: b.pageType(p), GPA: p.GPA, Size: p.Bytes(), Source: b.regions.name(p.GPA)}
+	step := measure.Step{Type: b.pageType(p), GPA: p.GPA, Size: p.Bytes(), Source: b.regions.pageName(p)}
 	if step.Type == measure.PageNormal {
 		step.Data = b.f.Bytes(p.Data)
 	}

@@ -15,6 +15,7 @@ func commands(u *ui) []*cli.Command {
 		diffCommand(u),
 		ovmfCommand(u),
 		idblockCommand(u),
+		svsmCommand(u),
 		initramfsCommand(u),
 		verifyCommand(u),
 		reportCommand(u),
