@@ -29,7 +29,7 @@ func fieldsOf(t reflect.Type) []field {
 	var out []field
 	for i := range t.NumField() {
 		f := t.Field(i)
-		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); f.IsExported() && name != "" {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" {
 			out = append(out, field{name: name, index: i, typ: f.Type, tag: f.Tag})
 		}
 	}
@@ -64,26 +64,22 @@ func (d *decoder) document(n *yaml.Node, s *Spec) {
 		if n.Content[i].Value != "version" {
 			continue
 		}
-		if v, err := parseNumber(n.Content[i+1].Value); err == nil && v > SpecVersion {
+		if v, _ := parseNumber(n.Content[i+1].Value); v > SpecVersion {
 			d.src.lines["version"] = n.Content[i].Line
 			d.add("version", "found %d, expected %d: written for a newer evtpm than this one", v, SpecVersion)
 			return
 		}
 		break
 	}
-	d.mapping(n, reflect.ValueOf(s).Elem(), "", 0)
+	d.mapping(n, reflect.ValueOf(s).Elem(), "")
 }
 
 // node decodes a value. f is the field that it belongs to.
-func (d *decoder) node(n *yaml.Node, v reflect.Value, f field, path string, depth int) {
-	switch {
-	case depth > maxSpecDepth:
-		d.add(path, "found nesting deeper than %d", maxSpecDepth)
-		return
-	case !d.plain(n, path):
+func (d *decoder) node(n *yaml.Node, v reflect.Value, f field, path string) {
+	if !d.plain(n, path) {
 		return
 	}
-	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" {
+	if n.ShortTag() == "!!null" {
 		d.add(path, "found no value, expected %s", wanted(v.Type()))
 		return
 	}
@@ -115,13 +111,13 @@ func (d *decoder) node(n *yaml.Node, v reflect.Value, f field, path string, dept
 	switch v.Kind() {
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
-		d.node(n, v.Elem(), f, path, depth)
+		d.node(n, v.Elem(), f, path)
 	case reflect.Struct:
 		if n.Kind != yaml.MappingNode {
 			d.add(path, "found %s, expected a mapping of %s", describe(n), nameList(v.Type()))
 			return
 		}
-		d.mapping(n, v, path, depth)
+		d.mapping(n, v, path)
 	case reflect.Slice:
 		if n.Kind != yaml.SequenceNode {
 			d.add(path, "found %s, expected a list", describe(n))
@@ -135,7 +131,7 @@ func (d *decoder) node(n *yaml.Node, v reflect.Value, f field, path string, dept
 		for i, e := range n.Content {
 			at := fmt.Sprintf("%s[%d]", path, i)
 			d.src.lines[at] = e.Line
-			d.node(e, v.Index(i), f, at, depth+1)
+			d.node(e, v.Index(i), f, at)
 		}
 	case reflect.String:
 		if d.text(n, v.Type(), path) {
@@ -258,7 +254,7 @@ func (d *decoder) policy(n *yaml.Node, p *Policy, path string) {
 			}
 		}
 		var on bool
-		d.node(value, reflect.ValueOf(&on).Elem(), field{}, at, maxSpecDepth)
+		d.node(value, reflect.ValueOf(&on).Elem(), field{}, at)
 		for _, b := range policyBits {
 			if b.name == name {
 				*p &^= 1 << b.bit
@@ -282,7 +278,7 @@ func policyNames() []string {
 }
 
 // mapping decodes the fields of a struct.
-func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string, depth int) {
+func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 	if !d.plain(n, path) {
 		return
 	}
@@ -293,7 +289,7 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string, depth int)
 	}
 	d.pairs(n, path, names, func(name string, value *yaml.Node, at string) {
 		f := fields[slices.Index(names, name)]
-		d.node(value, v.Field(f.index), f, at, depth+1)
+		d.node(value, v.Field(f.index), f, at)
 	})
 }
 

@@ -17,7 +17,6 @@ import (
 // it, and without aliases, no document can make the reader work.
 const (
 	maxSpecBytes = 64 << 10
-	maxSpecDepth = 8
 	maxSpecList  = 64
 	maxProblems  = 50 // listed at most
 )
