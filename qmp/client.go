@@ -168,7 +168,8 @@ func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 		ctx, cancel = context.WithTimeout(ctx, HandshakeTimeout)
 		defer cancel()
 	}
-	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	// A connection that takes no deadline is broken, and ends what waits by itself.
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	r := newReader(conn)
 	greeting, err := readGreeting(r)
 	if !stop() {
@@ -351,13 +352,13 @@ func (c *Client) write(ctx context.Context, data []byte, file *os.File) error {
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
-		c.conn.SetWriteDeadline(time.Unix(1, 0))
+		_ = c.conn.SetWriteDeadline(time.Unix(1, 0)) // as in NewClient
 	})
 	n, err := send(c.conn, data, file)
 	if !stop() {
 		// The deadline must not hit the next command.
 		<-interrupted
-		c.conn.SetWriteDeadline(time.Time{})
+		_ = c.conn.SetWriteDeadline(time.Time{})
 	}
 	switch {
 	case err == nil, errors.Is(err, errFile):
