@@ -81,7 +81,13 @@ func (h *Home) Status(ctx context.Context, name string) (Record, error) {
 		if err == nil && r.Record != nil {
 			return *r.Record, nil
 		}
-		if errors.Is(err, errNoSupervisor) {
+		// It may have ended meanwhile.
+		stillHeld, heldErr := h.held(name)
+		if heldErr != nil {
+			return Record{}, heldErr
+		}
+		held = stillHeld
+		if held && errors.Is(err, errNoSupervisor) {
 			// Being started or being removed: no socket yet, or no more.
 			return Record{Schema: RecordSchema, Name: name, State: StateStarting}, nil
 		}

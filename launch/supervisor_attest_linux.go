@@ -128,7 +128,8 @@ func (c *peekedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 // challenge asks for evidence.
 func (s *supervisor) challenge(ctx context.Context, conn net.Conn) (*attest.Session, error) {
 	spec := s.plan.Spec
-	limit := time.Duration(spec.Timeouts.Attest)
+	// ctx has the deadline, and says what it was.
+	limit := 2 * time.Duration(spec.Timeouts.Attest)
 	return attest.Challenge(ctx, conn, attest.ChallengeOptions{
 		Binding:      spec.VTPM.Binding,
 		PCRBank:      spec.VTPM.PCRBank,

@@ -141,9 +141,11 @@ func (s *supervisor) failed(p Phase, err error) error {
 func (s *supervisor) failedIn(ctx context.Context, p Phase, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		var timeout *timeoutError
-		if errors.As(cause, &timeout) {
+		switch {
+		case errors.Is(err, cause): // says it already
+		case errors.As(cause, &timeout):
 			err = fmt.Errorf("%w: %w", cause, err)
-		} else {
+		default:
 			err = cause
 		}
 	}

@@ -12,9 +12,10 @@ import (
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"evtpm": func() { os.Exit(run()) }})
-}
+// programs are what this test binary is under other names.
+var programs = map[string]func(){"evtpm": func() { os.Exit(run()) }}
+
+func TestMain(m *testing.M) { testscript.Main(m, programs) }
 
 // TestScripts runs testdata/*.txt: one file per behaviour of the command line.
 // Files that boot VMs live in the end-to-end tests, not here.
