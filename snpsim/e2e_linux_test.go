@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,9 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/evidence"
+	"github.com/evtpm/evtpm/initramfs"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/qmp"
@@ -310,5 +315,160 @@ func TestE2EReset(t *testing.T) {
 	// QEMU has survived it.
 	if _, err := v.QueryStatus(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+// What scripts/setup puts where.
+const kernelPath = "../build/kernel/vmlinuz"
+
+// bootAgent returns an initramfs with the guest agent as /init.
+func bootAgent(t testing.TB) []byte {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "agent")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", name, "../cmd/evtpm-agent")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	agent, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := initramfs.Write(&out, append(initramfs.Base(), initramfs.File{Path: "/init", Mode: 0o755, Data: agent})); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// A whole first attestation, through a real firmware, kernel and agent, in each
+// of the bindings. The same evidence fails where the platform lied.
+func TestE2EFirstAttestation(t *testing.T) {
+	image := readFirmware(t, debianOVMF)
+	if _, err := os.Stat(kernelPath); err != nil {
+		t.Skipf("kernel: %v; scripts/setup test brings it", err)
+	}
+	initrd := filepath.Join(t.TempDir(), "initrd")
+	if err := os.WriteFile(initrd, bootAgent(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := startSVSM(t, SVSMOptions{})
+	agent := filepath.Join(shortDir(t), "agent.sock")
+	port := filepath.Join(filepath.Dir(agent), "svsm.sock")
+	v := startQEMU(t, "-bios", debianOVMF, "-cpu", "qemu64", "-kernel", kernelPath, "-initrd", initrd, "-append", "quiet loglevel=0",
+		"-chardev", "socket,id=tpm,path="+s.ControlSocket(), "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0",
+		"-device", "virtio-serial-pci,id=serial0",
+		"-chardev", "socket,id=agent,path="+agent+",server=on,wait=off", "-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,name=org.evtpm.agent.0",
+		"-chardev", "socket,id=svsm,path="+port+",server=on,wait=off", "-device", "virtserialport,bus=serial0.0,nr=2,chardev=svsm,name=org.evtpm.svsm.0")
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	seq, err := ReadSequence(ctx, v, ReadOptions{Dir: v.dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chip := testChip(t, "Turin")
+	sp, err := NewSP(chip, SPOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sp.Launch(seq, LaunchParams{Policy: testPolicy}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Provision(ctx, sp); err != nil {
+		t.Fatal(err)
+	}
+	svsmPort, err := net.Dial("unix", port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx, svsmPort) }()
+	if err := v.Cont(ctx); err != nil {
+		t.Fatal(err)
+	}
+
+	// The golden values come from the file, and not from QEMU.
+	img, err := ovmf.Parse(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signature, err := measure.CPUSignature("qemu64")
+	if err != nil {
+		signature = 0x60fb1 // QEMU's qemu64 is no model that SEV-SNP starts with
+	}
+	plan, err := img.Sequence(ovmf.LaunchOptions{VCPUs: 1, CPUSignature: signature})
+	if err != nil {
+		t.Fatal(err)
+	}
+	withoutSVSM, err := plan.LaunchDigest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan.Steps = append(plan.Steps, SVSMStep())
+	digest, err := plan.LaunchDigest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden := &measure.Golden{
+		Schema: measure.GoldenSchema, Platform: "sim", HostProfile: "kvm",
+		LaunchDigests: []measure.Digest{digest}, Policy: testPolicy,
+	}
+	ark, err := x509.ParseCertificate(chip.ark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, binding := range []string{evidence.BindingSVSM, evidence.BindingSVSMServices, evidence.BindingNV} {
+		conn, err := net.Dial("unix", agent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		session, err := attest.Challenge(ctx, conn, attest.ChallengeOptions{Binding: binding})
+		conn.Close()
+		if err != nil {
+			t.Fatalf("%s: %v", binding, err)
+		}
+		ev := session.Evidence
+		if binding == evidence.BindingNV && len(ev.Certificates) == 0 {
+			// NV holds the report alone: certificates come from elsewhere.
+			ev.Certificates = chip.CertTable()
+		}
+		if !bytes.Equal(ev.EKPublic, s.EKPublic()) {
+			t.Errorf("%s: the guest has another EK", binding)
+		}
+		if len(ev.EventLog) < 1000 {
+			t.Errorf("%s: found an event log of %d bytes", binding, len(ev.EventLog))
+		}
+		judge := func(change func(*measure.Golden, *attest.Options)) *attest.Verdict {
+			t.Helper()
+			g := *golden
+			o := attest.Options{SimRoots: []*x509.Certificate{ark}, ChipID: chip.ID[:], Live: session}
+			if change != nil {
+				o.Live = nil // a session is good for one verdict
+				change(&g, &o)
+			}
+			verdict, err := attest.Verify(ctx, ev, &g, o)
+			if err != nil {
+				t.Fatalf("%s: %v", binding, err)
+			}
+			return verdict
+		}
+		if verdict := judge(nil); !verdict.Trusted() || verdict.Platform != attest.PlatformSim {
+			t.Errorf("%s: %s on %q: %+v", binding, verdict.Result, verdict.Platform, verdict.Failures())
+		}
+		for name, change := range map[string]func(*measure.Golden, *attest.Options){
+			"launch without the SVSM": func(g *measure.Golden, _ *attest.Options) { g.LaunchDigests = []measure.Digest{withoutSVSM} },
+			"another chip":            func(_ *measure.Golden, o *attest.Options) { o.ChipID = testReportData[:] },
+			"AMD's roots":             func(_ *measure.Golden, o *attest.Options) { o.SimRoots = nil },
+		} {
+			if judge(change).Trusted() {
+				t.Errorf("%s: trusted, expected %s to be refused", binding, name)
+			}
+		}
+	}
+	if err := v.Quit(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-served; err != nil {
+		t.Errorf("Serve: %v", err)
 	}
 }

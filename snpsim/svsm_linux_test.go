@@ -601,3 +601,33 @@ func TestAttackKeptState(t *testing.T) {
 		t.Errorf("report: %v", err)
 	}
 }
+
+// BenchmarkStartSVSM is from nothing to a vTPM that is bound to a launch, which
+// QEMU's start and the measuring of its memory happen beside.
+func BenchmarkStartSVSM(b *testing.B) {
+	program(b, "swtpm")
+	sp := launchedSP(b, testChip(b, "Genoa"), SPOptions{})
+	dir := shortDir(b)
+	for b.Loop() {
+		s, err := StartSVSM(context.Background(), SVSMOptions{Dir: dir})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Provision(context.Background(), sp); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		s.Close()
+		b.StartTimer()
+	}
+}
+
+// BenchmarkReport is one signed report.
+func BenchmarkReport(b *testing.B) {
+	sp := launchedSP(b, testChip(b, "Genoa"), SPOptions{})
+	for b.Loop() {
+		if _, err := sp.Report(0, testReportData); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
