@@ -31,6 +31,7 @@ func explainCommand(u *ui) *cli.Command {
 			outputFlag(),
 			&cli.StringFlag{Name: "report", Usage: "attestation report in `FILE`, in any form that evtpm report takes"},
 			&cli.StringFlag{Name: "digest", Usage: "launch digest in `HEX`"},
+			&cli.StringFlag{Name: "golden", Usage: "the launch digest of golden values in `FILE`"},
 			&cli.StringSliceFlag{Name: "try-ovmf", Usage: "firmware `FILE` that may have been launched; may be repeated"},
 			&cli.StringSliceFlag{Name: "try-kernel", Usage: "kernel `FILE` that may have been launched; may be repeated"},
 			&cli.StringSliceFlag{Name: "try-initrd", Usage: "initrd `FILE` that may have been launched; may be repeated"},
@@ -144,9 +145,24 @@ func joinPhrases(diffs []explain.Difference) string {
 // found reads the digest that was found, and the report that it came in, if any.
 func (u *ui) found(c *cli.Context) (*attest.Report, []byte, error) {
 	name, text := c.String("report"), c.String("digest")
+	given := 0
+	for _, flag := range []string{name, text, c.String("golden")} {
+		if flag != "" {
+			given++
+		}
+	}
 	switch {
-	case (name == "") == (text == ""):
-		return nil, nil, errors.New("explain: expected --report or --digest, and not both")
+	case given != 1:
+		return nil, nil, errors.New("explain: expected one of --report, --digest and --golden")
+	case c.String("golden") != "":
+		g, err := readGolden(c.String("golden"))
+		if err != nil {
+			return nil, nil, err
+		}
+		if n := len(g.LaunchDigests); n != 1 {
+			return nil, nil, fmt.Errorf("--golden: found %d launch digests, expected one", n)
+		}
+		return nil, g.LaunchDigests[0][:], nil
 	case text != "":
 		digest, err := hex.DecodeString(strings.TrimSpace(text))
 		if err != nil {
