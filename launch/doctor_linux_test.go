@@ -443,7 +443,7 @@ func TestL28Spec(t *testing.T) {
 			i.Entries = slices.DeleteFunc(slices.Clone(i.Entries), func(e ovmftest.Entry) bool { return strings.HasPrefix(e.GUID, "7255371f") })
 			write(t, s.Firmware.Path, ovmftest.Build(i))
 		}, []string{"fail inputs"}},
-		"no policy file":                       {[]string{"platform: sim", "attestation: {policy: none.yaml}"}, nil, []string{"fail policy"}},
+		"no policy file":                       {[]string{"platform: sim", "attestation: {policy: none.yaml}"}, nil, []string{"fail inputs"}},
 		"guest policy asks for newer firmware": {[]string{"platform: snp", "policy: {abi_major: 1, abi_minor: 58}"}, nil, []string{"fail sp-firmware"}},
 		"guest policy that is met":             {[]string{"platform: snp", "policy: {abi_major: 1, abi_minor: 55}"}, nil, nil},
 		"CPU model not known":                  {[]string{"platform: snp", "cpu: {model: EPYC-Turin}"}, nil, []string{"fail qemu-options"}},

@@ -15,7 +15,7 @@ import (
 // nothing can change, and the copy's hash. What becomes of the file afterwards
 // does not matter.
 type Input struct {
-	// Name says which input it is: "firmware", "svsm", "kernel", "initrd".
+	// Name says which input it is: "firmware", "svsm", "kernel", "initrd", "policy".
 	Name string
 	// Path is where it came from, for people.
 	Path string

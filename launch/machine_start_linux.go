@@ -132,14 +132,11 @@ func makeJob(plan *Plan, o StartOptions) (*job, []*os.File, error) {
 			return nil, nil, missing(err, "swtpm")
 		}
 	}
-	if path := plan.Spec.Attestation.Policy; path != "" {
-		if j.Policy, err = inputfile.Read(path, inputfile.MaxDocument); err != nil {
-			return nil, nil, &classedError{class: attest.ClassMisuse, err: err}
+	if plan.Policy != nil {
+		if j.Policy, err = plan.Policy.Bytes(); err != nil {
+			return nil, nil, err
 		}
-		j.PolicyName = path
-		if _, err := attest.ParsePolicy(j.Policy, path); err != nil {
-			return nil, nil, &classedError{class: attest.ClassMisuse, err: err}
-		}
+		j.PolicyName = plan.Policy.Path
 	}
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("state directory: %w", err)

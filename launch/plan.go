@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 
+	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/inputfile"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
@@ -22,8 +23,11 @@ type Plan struct {
 	// Spec has its defaults filled in and has been validated.
 	Spec *Spec
 
-	// Firmware, Kernel, Initrd and SVSM are the inputs; nil when absent.
+	// Firmware, Kernel, Initrd and SVSM are what the VM is started from; nil when
+	// absent.
 	Firmware, Kernel, Initrd, SVSM *Input
+	// Policy is the verification policy's file; nil for the default policy.
+	Policy *Input
 
 	// IDBlock is the 96 bytes, IDAuth the 4096; nil when absent.
 	IDBlock, IDAuth []byte
@@ -78,7 +82,7 @@ func Resolve(ctx context.Context, s *Spec, o ResolveOptions) (_ *Plan, err error
 	wg.Go(func() { pcrs, pcrErr = p.predictPCRs() })
 	digest, err := p.derive()
 	wg.Wait()
-	if err := errors.Join(err, pcrErr); err != nil {
+	if err := errors.Join(err, pcrErr, p.checkPolicy()); err != nil {
 		return nil, err
 	}
 	block, err := p.makeIDBlock(digest, o.Rand)
@@ -105,8 +109,8 @@ func (p *Plan) Close() error {
 	return errors.Join(errs...)
 }
 
-// Inputs lists the inputs that the plan has, in the order of their names' slots:
-// firmware, SVSM image, kernel, initrd.
+// Inputs lists the inputs that the plan has, always in the same order: firmware,
+// SVSM image, kernel, initrd, policy.
 func (p *Plan) Inputs() []*Input {
 	var out []*Input
 	for _, slot := range p.slots() {
@@ -136,6 +140,7 @@ func (p *Plan) slots() []inputSlot {
 		{"svsm", &p.SVSM, "svsm.image", svsm, inputfile.MaxImage},
 		{"kernel", &p.Kernel, "kernel", p.Spec.Kernel, inputfile.MaxKernel},
 		{"initrd", &p.Initrd, "initrd", p.Spec.Initrd, inputfile.MaxInitrd},
+		{"policy", &p.Policy, "attestation.policy", p.Spec.Attestation.Policy, inputfile.MaxDocument},
 	}
 }
 
@@ -259,6 +264,22 @@ func (p *Plan) deriveSVSM(signature uint32) error {
 	}
 	p.HostProfile = string(profile)
 	p.Sequence, err = p.SVSMImage.Sequence(svsmimg.SequenceOptions{Profile: profile, VCPUs: p.Spec.CPU.Count, CPUSignature: signature})
+	return err
+}
+
+// checkPolicy says now what is wrong with the policy that the evidence will be
+// judged by.
+func (p *Plan) checkPolicy() error {
+	if p.Policy == nil {
+		return nil
+	}
+	text, err := p.Policy.Bytes()
+	if err == nil {
+		_, err = attest.ParsePolicy(text, p.Policy.Path)
+	}
+	if err != nil {
+		_, err = p.wrong("attestation.policy", err)
+	}
 	return err
 }
 

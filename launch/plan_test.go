@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
@@ -271,6 +272,11 @@ func TestResolveRefuses(t *testing.T) {
 			spoil: func(dir string) { write(t, filepath.Join(dir, "vmlinuz"), []byte("text")) },
 			want:  []string{"a.yaml:5: kernel: ", "vmlinuz: predicting PCR 4 and 9: kernel: found no PE image"},
 		},
+		"policy that checks nothing": {
+			lines: []string{"attestation: {policy: p.yaml}"},
+			spoil: func(dir string) { write(t, filepath.Join(dir, "p.yaml"), []byte("version: 1\n")) },
+			want:  []string{"a.yaml:9: attestation.policy: ", "p.yaml"},
+		},
 		"ID key missing": {
 			lines: []string{"id_block: {id_key: id.pem, author_key: author.pem}"},
 			spoil: func(dir string) { write(t, filepath.Join(dir, "author.pem"), []byte("x")) },
@@ -360,6 +366,26 @@ func TestPlanFilesClosed(t *testing.T) {
 	}
 	if after := openFiles(t); after != before {
 		t.Errorf("found %d open descriptors, expected %d", after, before)
+	}
+}
+
+// TestResolvePolicy: the verification policy is an input like others, pinned and
+// handed over.
+func TestResolvePolicy(t *testing.T) {
+	dir, s := planDir(t, "attestation: {policy: p.yaml}")
+	if _, err := Resolve(t.Context(), s, ResolveOptions{}); err == nil || !strings.Contains(err.Error(), "a.yaml:9: attestation.policy: ") {
+		t.Errorf("found %v, expected the policy to be missing", err)
+	}
+	text := attest.DefaultPolicyYAML()
+	write(t, filepath.Join(dir, "p.yaml"), text)
+	p := resolve(t, s)
+	if p.Policy == nil || p.Policy.SHA256 != sha256.Sum256(text) {
+		t.Fatalf("found policy %v", p.Policy)
+	}
+	lock := p.Lock()
+	write(t, filepath.Join(dir, "p.yaml"), append(text, '\n'))
+	if _, err := Resolve(t.Context(), s, ResolveOptions{Frozen: lock}); err == nil || !strings.HasPrefix(err.Error(), "policy differs from the lock: ") {
+		t.Errorf("found %v, expected the policy to differ", err)
 	}
 }
 
