@@ -24,12 +24,27 @@ func genoa() *attesttest.Machine { return attesttest.NewMachine(attesttest.Genoa
 func failures(v *attest.Verdict) []string {
 	var out []string
 	for _, c := range v.Failures() {
-		if c.Reason != string(attest.ReasonNotMade) {
-			out = append(out, c.Name+": "+c.Reason)
+		if c.Reason == string(attest.ReasonNotMade) {
+			continue
 		}
+		if !listed[c.Name+": "+c.Reason] {
+			panic("the table of checks has no " + c.Name + ": " + c.Reason)
+		}
+		out = append(out, c.Name+": "+c.Reason)
 	}
 	return out
 }
+
+// listed are the failures that the table of checks knows.
+var listed = func() map[string]bool {
+	m := map[string]bool{}
+	for _, c := range attest.Checks() {
+		for _, r := range c.Reasons {
+			m[is(c.Name, r.Reason)] = true
+		}
+	}
+	return m
+}()
 
 // is names a failure.
 func is(check attest.CheckName, reason attest.Reason) string {

@@ -13,8 +13,12 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// maxPolicySize bounds a policy file.
-const maxPolicySize = 256 << 10
+// Bounds of a policy file. A table of floors takes some 100 nodes.
+const (
+	maxPolicySize  = 64 << 10
+	maxPolicyNodes = 8192
+	maxPolicyDepth = 16
+)
 
 // decodeYAML reads one document strictly: known fields only, no duplicate keys,
 // no anchors, aliases or tags, no scalars that YAML versions read differently
@@ -37,7 +41,8 @@ func decodeYAML(text []byte, name string, into any) error {
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%s: more than one document", name)
 	}
-	if err := plainNode(&doc, 0); err != nil {
+	nodes := 0
+	if err := plainNode(&doc, 0, &nodes); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	strict := yaml.NewDecoder(bytes.NewReader(text))
@@ -48,16 +53,31 @@ func decodeYAML(text []byte, name string, into any) error {
 	return nil
 }
 
-// plainNode refuses what makes YAML mean different things to different readers.
-func plainNode(n *yaml.Node, depth int) error {
+// plainNode refuses what makes YAML mean different things to different readers,
+// and what would take long to read: the decoder compares every key with every
+// other.
+func plainNode(n *yaml.Node, depth int, nodes *int) error {
 	fault := func(what string) error { return fmt.Errorf("line %d: %s", n.Line, what) }
+	*nodes++
 	switch {
-	case depth > 16:
+	case depth > maxPolicyDepth:
 		return fault("nested too deeply")
+	case *nodes > maxPolicyNodes:
+		return fault("too many values")
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
 		return fault("anchors and aliases are not accepted")
 	case n.Style&yaml.TaggedStyle != 0:
 		return fault("tags are not accepted")
+	}
+	if n.Kind == yaml.MappingNode {
+		seen := map[string]bool{}
+		for i := 0; i < len(n.Content); i += 2 {
+			k := n.Content[i]
+			if seen[k.Value] {
+				return fmt.Errorf("line %d: field %q is repeated", k.Line, k.Value)
+			}
+			seen[k.Value] = true
+		}
 	}
 	if n.Kind == yaml.ScalarNode && n.Style == 0 {
 		v := strings.ToLower(n.Value)
@@ -73,7 +93,7 @@ func plainNode(n *yaml.Node, depth int) error {
 		}
 	}
 	for _, c := range n.Content {
-		if err := plainNode(c, depth+1); err != nil {
+		if err := plainNode(c, depth+1, nodes); err != nil {
 			return err
 		}
 	}

@@ -127,7 +127,7 @@ func (u *ui) certDir() (string, error) {
 }
 
 // maxPolicyFile bounds a policy file.
-const maxPolicyFile = 256 << 10
+const maxPolicyFile = 64 << 10
 
 // readPolicy reads a policy by name or from a file.
 func readPolicy(name string) (*attest.Policy, error) {

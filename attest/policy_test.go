@@ -1,0 +1,286 @@
+package attest_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/evtpm/evtpm/attest"
+)
+
+// edit is the default policy's text with a part replaced.
+func edit(t *testing.T, old, new string) []byte {
+	t.Helper()
+	text := attest.DefaultPolicyYAML()
+	out := bytes.Replace(text, []byte(old), []byte(new), 1)
+	if bytes.Equal(text, out) {
+		t.Fatalf("%q is not in the default policy", old)
+	}
+	return out
+}
+
+func TestPoliciesRoundTrip(t *testing.T) {
+	for name, p := range map[string]*attest.Policy{"default": attest.DefaultPolicy(), "permissive": attest.PermissivePolicy()} {
+		text, err := p.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := attest.ParsePolicy(text, name)
+		if name == "permissive" {
+			// As a file of one's own it would check nothing.
+			if err == nil || !strings.Contains(err.Error(), "checks nothing") {
+				t.Errorf("permissive as a file: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := back.Encode()
+		if err != nil || !bytes.Equal(text, again) {
+			t.Errorf("%s: %v\n%s", name, err, cmp.Diff(string(text), string(again)))
+		}
+	}
+}
+
+func TestDefaultPolicyAsFile(t *testing.T) {
+	p, err := attest.ParsePolicy(attest.DefaultPolicyYAML(), "default.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, judgeWith(t, genoa(), func(q *attest.Policy) { *q = *p }))
+	if !bytes.Contains(attest.PermissivePolicyYAML(), []byte("permissive")) {
+		t.Error("the permissive policy's text is another")
+	}
+}
+
+func TestC01_PolicyBombs(t *testing.T) {
+	for name, text := range map[string][]byte{
+		"aliases":        []byte("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"),
+		"depth of 10000": []byte(strings.Repeat("[", 10000) + strings.Repeat("]", 10000)),
+		"depth of 20":    append([]byte("x: "), []byte(strings.Repeat("[", 20)+strings.Repeat("]", 20))...),
+		"100 MB":         make([]byte, 100<<20),
+		"many keys":      []byte(strings.Repeat("k: 1\n", 50000)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := attest.ParsePolicy(text, "p.yaml"); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
+func TestC02_PolicyFields(t *testing.T) {
+	for name, c := range map[string]struct{ old, new, says string }{
+		"unknown field":      {"host_data: zero", "host_data: zero\nhost_dta: any", "host_dta"},
+		"misspelt bit":       {"debug: forbidden", "debgu: forbidden", "debgu"},
+		"misspelt platform":  {"alias_check_complete: required", "alias_check: required", "alias_check"},
+		"repeated field":     {"host_data: zero", "host_data: zero\nhost_data: any", "host_data"},
+		"another case":       {"host_data: zero", "Host_Data: zero", "Host_Data"},
+		"want misspelt":      {"debug: forbidden", "debug: forbiden", "forbiden"},
+		"unknown product":    {"[Milan, Genoa", "[Milano, Genoa", "Milano"},
+		"unknown signer":     {"[vcek, vlek]", "[vcek, vlak]", "vlak"},
+		"unknown binding":    {"[svsm, svsm-services", "[svms, svsm-services", "svms"},
+		"VMPL 4":             {"vmpl: [0]", "vmpl: [0, 4]", "4"},
+		"version 6":          {"min_version: 3", "min_version: 6", "6"},
+		"version 1":          {"min_version: 3", "min_version: 1", "1"},
+		"revocation":         {"revocation: when-online", "revocation: never", "never"},
+		"event log":          {"event_log: required", "event_log: optional", "optional"},
+		"host data":          {"host_data: zero", "host_data: \"00\"", "00"},
+		"floors":             {"floors: default", "floors: strict", "strict"},
+		"floors missing":     {"  floors: default\n", "", "floors"},
+		"age negative":       {"max_age_days: 180", "max_age_days: -1", "-1"},
+		"CRL age negative":   {"revocation: when-online", "revocation: when-online\ncrl_max_age_days: -1", "-1"},
+		"no signers":         {"signers: [vcek, vlek]", "signers: []", "signers is empty"},
+		"no VMPL":            {"vmpl: [0]", "vmpl: []", "vmpl is empty"},
+		"no products":        {"products: [Milan, Genoa, Bergamo-Siena, Turin]", "products: []", "empty"},
+		"products a word":    {"products: [Milan, Genoa, Bergamo-Siena, Turin]", "products: all", "all"},
+		"no bindings":        {"bindings: [svsm, svsm-services, nv]", "bindings: []", "bindings is empty"},
+		"manifest version 2": {"event_log: required", "event_log: required\n  manifest_versions: [2]", "2"},
+		"chip of 63 bytes":   {"host_data: zero", "host_data: zero\nchip_ids: [\"" + strings.Repeat("01", 63) + "\"]", "63"},
+		"chip of zeros":      {"host_data: zero", "host_data: zero\nchip_ids: [\"" + strings.Repeat("00", 64) + "\"]", "zeros"},
+		"ID key of 47 bytes": {"host_data: zero", "host_data: zero\nid_block: {id_keys: [\"" + strings.Repeat("01", 47) + "\"]}", "47"},
+		"author key":         {"host_data: zero", "host_data: zero\nid_block: {author_keys: [\"01\"]}", "author_keys"},
+		"family of 15 bytes": {"host_data: zero", "host_data: zero\nid_block: {family_id: \"" + strings.Repeat("01", 15) + "\"}", "family_id"},
+		"image of 17 bytes":  {"host_data: zero", "host_data: zero\nid_block: {image_id: \"" + strings.Repeat("01", 17) + "\"}", "image_id"},
+		"ABI of three parts": {"guest_policy:\n", "guest_policy:\n  min_abi: \"1.2.3\"\n", "min_abi"},
+		"ABI of 256":         {"guest_policy:\n", "guest_policy:\n  min_abi: \"1.256\"\n", "min_abi"},
+		"firmware":           {"platform:\n", "platform:\n  min_firmware: \"1.55\"\n", "min_firmware"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := attest.ParsePolicy(edit(t, c.old, c.new), "p.yaml")
+			if err == nil || !strings.Contains(err.Error(), c.says) || !strings.HasPrefix(err.Error(), "p.yaml: ") {
+				t.Errorf("error is %v, expected one that says %q", err, c.says)
+			}
+		})
+	}
+	// The line is named, and all faults come at once.
+	_, err := attest.ParsePolicy(edit(t, "host_data: zero", "host_dta: zero"), "p.yaml")
+	if err == nil || !strings.Contains(err.Error(), "line ") {
+		t.Errorf("error is %v, expected one that names the line", err)
+	}
+	text := edit(t, "vmpl: [0]", "vmpl: [9]")
+	text = bytes.Replace(text, []byte("revocation: when-online"), []byte("revocation: never"), 1)
+	if _, err := attest.ParsePolicy(text, "p.yaml"); err == nil || !strings.Contains(err.Error(), "9") || !strings.Contains(err.Error(), "never") {
+		t.Errorf("error is %v, expected both faults", err)
+	}
+}
+
+func TestC03_PolicyTypes(t *testing.T) {
+	for name, c := range map[string][2]string{
+		"yes for true":       {"host_data: zero", "host_data: zero\nallow_masked_chip_id: yes"},
+		"on for true":        {"host_data: zero", "host_data: zero\nallow_masked_chip_id: on"},
+		"number as a word":   {"min_version: 3", "min_version: \"3\""},
+		"float":              {"min_version: 3", "min_version: 3.0"},
+		"octal":              {"max_age_days: 180", "max_age_days: 0180"},
+		"negative":           {"vmpl: [0]", "vmpl: [-1]"},
+		"2 to the 32":        {"vmpl: [0]", "vmpl: [4294967296]"},
+		"2 to the 64":        {"host_data: zero", "host_data: zero\nmitigations: {launch: 18446744073709551616}"},
+		"list for a word":    {"host_data: zero", "host_data: [zero]"},
+		"word for a list":    {"signers: [vcek, vlek]", "signers: vcek"},
+		"value missing":      {"host_data: zero", "host_data:"},
+		"a tag":              {"host_data: zero", "host_data: !!str zero"},
+		"number without dot": {"guest_policy:\n", "guest_policy:\n  min_abi: 1.55\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := attest.ParsePolicy(edit(t, c[0], c[1]), "p.yaml"); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+	// Hexadecimal numbers are good, and so is a mask of 64 bits.
+	p, err := attest.ParsePolicy(edit(t, "host_data: zero", "host_data: zero\nmitigations: {launch: 0x2, current: 0xFFFFFFFFFFFFFFFF}"), "p.yaml")
+	if err != nil || p.Mitigations != (attest.MitigationRules{Launch: 2, Current: 1<<64 - 1}) {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+func TestC04_PolicyDocuments(t *testing.T) {
+	good := attest.DefaultPolicyYAML()
+	for name, text := range map[string][]byte{
+		"empty":         nil,
+		"comment alone": []byte("# nothing\n"),
+		"two documents": append(append(bytes.Clone(good), []byte("---\n")...), good...),
+		"NUL":           append(bytes.Clone(good), 0),
+		"invalid UTF-8": append(bytes.Clone(good), 0xFF, '\n'),
+		"tabs":          bytes.ReplaceAll(good, []byte("  "), []byte("\t")),
+		"a list":        []byte("- version: 1\n"),
+		"a word":        []byte("default\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := attest.ParsePolicy(text, "p.yaml"); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+	// Line ends of another system are good.
+	if _, err := attest.ParsePolicy(bytes.ReplaceAll(good, []byte("\n"), []byte("\r\n")), "p.yaml"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestC14_PolicyVersion(t *testing.T) {
+	for _, version := range []string{"0", "2", "99"} {
+		_, err := attest.ParsePolicy(edit(t, "version: 1", "version: "+version), "p.yaml")
+		if err == nil || !strings.Contains(err.Error(), "version is "+version) {
+			t.Errorf("error is %v", err)
+		}
+	}
+}
+
+// floors is a policy with a table of its own.
+func floors(t *testing.T, rows string) []byte {
+	t.Helper()
+	return edit(t, "floors: default", "floors:\n    version: 1\n    date: 2026-01-01\n    floors:\n"+rows)
+}
+
+func TestPolicyWithItsOwnFloors(t *testing.T) {
+	good := "      - {cpuid: \"19/11/01\", name: mine, tcb: {bootloader: 10, tee: 0, snp: 28, microcode: 86}}\n"
+	p, err := attest.ParsePolicy(floors(t, good), "p.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, judgeWith(t, genoa(), func(q *attest.Policy) { *q = *p }), allFloors...)
+	text, err := p.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := attest.ParsePolicy(text, "again"); err != nil {
+		t.Error(err)
+	}
+	for name, rows := range map[string]string{
+		"twice":           good + strings.Replace(good, "mine", "again", 1),
+		"unknown product": strings.Replace(good, "19/11/01", "17/31/00", 1),
+		"cpuid malformed": strings.Replace(good, "19/11/01", "19/11", 1),
+		"cpuid no hex":    strings.Replace(good, "19/11/01", "19/11/xx", 1),
+		"fmc on Genoa":    strings.Replace(good, "{bootloader", "{fmc: 1, bootloader", 1),
+		"no fmc on Turin": strings.Replace(good, "19/11/01", "1a/02/01", 1),
+		"level of 256":    strings.Replace(good, "snp: 28", "snp: 256", 1),
+		"misspelt level":  strings.Replace(good, "snp: 28", "spn: 28", 1),
+		"misspelt bit":    strings.Replace(good, "name: mine", "name: mine, platform: {alias: required}", 1),
+		"no rows":         "      []\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := attest.ParsePolicy(floors(t, rows), "p.yaml"); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+	for name, c := range map[string][2]string{
+		"no date":    {"    date: 2026-01-01\n", ""},
+		"other date": {"2026-01-01", "January"},
+		"version 2":  {"version: 1\n    date", "version: 2\n    date"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := bytes.Replace(floors(t, good), []byte(c[0]), []byte(c[1]), 1)
+			if _, err := attest.ParsePolicy(text, "p.yaml"); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+}
+
+func TestC15_PolicyThatChecksNothing(t *testing.T) {
+	text := attest.PermissivePolicyYAML()
+	if _, err := attest.ParsePolicy(text, "p.yaml"); err == nil || !strings.Contains(err.Error(), "checks nothing") {
+		t.Errorf("error is %v", err)
+	}
+	// Anything that could refuse a genuine report makes it a policy.
+	for name, c := range map[string][2]string{
+		"report version": {"min_version: 2", "min_version: 3"},
+		"product":        {"products: any", "products: [Genoa]"},
+		"signer":         {"signers: [vcek, vlek]", "signers: [vcek]"},
+		"VMPL":           {"vmpl: [0, 1, 2, 3]", "vmpl: [0, 1, 2]"},
+		"guest bit":      {"platform:\n", "guest_policy: {bits: {debug: forbidden}}\nplatform:\n"},
+		"ABI":            {"platform:\n", "guest_policy: {min_abi: \"1.55\"}\nplatform:\n"},
+		"platform bit":   {"platform:\n", "platform:\n  bits: {tsme: required}\n"},
+		"firmware":       {"platform:\n", "platform:\n  min_firmware: \"1.55.0\"\n"},
+		"floors":         {"floors: none", "floors: default"},
+		"mitigation":     {"platform:\n", "mitigations: {launch: 2}\nplatform:\n"},
+		"chip":           {"platform:\n", "chip_ids: [\"" + strings.Repeat("01", 64) + "\"]\nplatform:\n"},
+		"host data":      {"host_data: any", "host_data: zero"},
+		"ID key":         {"platform:\n", "id_block: {id_keys: [\"" + strings.Repeat("01", 48) + "\"]}\nplatform:\n"},
+		"author key":     {"platform:\n", "id_block: {author_keys: [\"" + strings.Repeat("01", 48) + "\"]}\nplatform:\n"},
+		"family":         {"platform:\n", "id_block: {family_id: \"" + strings.Repeat("01", 16) + "\"}\nplatform:\n"},
+		"image":          {"platform:\n", "id_block: {image_id: \"" + strings.Repeat("01", 16) + "\"}\nplatform:\n"},
+		"SVN":            {"platform:\n", "id_block: {min_guest_svn: 1}\nplatform:\n"},
+		"revocation":     {"revocation: if-given", "revocation: required"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := bytes.Replace(text, []byte(c[0]), []byte(c[1]), 1)
+			if bytes.Equal(out, text) {
+				t.Fatal("nothing was changed")
+			}
+			if _, err := attest.ParsePolicy(out, "p.yaml"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	// A bit that may be anything checks nothing.
+	out := bytes.Replace(text, []byte("platform:\n"), []byte("guest_policy: {bits: {debug: any}}\nplatform:\n"), 1)
+	if _, err := attest.ParsePolicy(out, "p.yaml"); err == nil {
+		t.Error("a policy of any was accepted")
+	}
+}
