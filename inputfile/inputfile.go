@@ -44,8 +44,7 @@ func Open(path string, limit int64) (f *os.File, size int64, err error) {
 		err = check(path, info, limit)
 	}
 	if err != nil {
-		f.Close()
-		return nil, 0, err
+		return nil, 0, errors.Join(err, f.Close())
 	}
 	return f, info.Size(), nil
 }

@@ -134,23 +134,22 @@ func specLaunch(c *cli.Context, path string) (*launchInput, error) {
 
 // parameters are the flags of a launch, taken apart.
 type parameters struct {
-	mode            measure.Mode
-	options         ovmf.LaunchOptions
-	cpuName         string
-	ovmf            string
-	ovmfHash        string
-	kernel, initrd  string
-	kernelHash      string
-	initrdHash      string
-	cmdline         string
-	measureKernel   bool
-	pages           bool // the firmware's contents are needed, not their digest alone
-	svsm            string
-	vars            int64
-	policy          uint64
-	platform        string
-	legacyUnspoken  bool // SEV-ES by flags: QEMU's default is the other one
-	legacyRequested bool
+	mode           measure.Mode
+	options        ovmf.LaunchOptions
+	cpuName        string
+	ovmf           string
+	ovmfHash       string
+	kernel, initrd string
+	kernelHash     string
+	initrdHash     string
+	cmdline        string
+	measureKernel  bool
+	pages          bool // the firmware's contents are needed, not their digest alone
+	svsm           string
+	vars           int64
+	policy         uint64
+	platform       string
+	legacyUnspoken bool // SEV-ES by flags: QEMU's default is the other one
 }
 
 func (u *ui) parameters(c *cli.Context) (*parameters, error) {

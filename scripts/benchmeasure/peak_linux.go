@@ -31,7 +31,7 @@ func peakMemory(args []string) (int64, error) {
 	}
 	time.Sleep(500 * time.Millisecond)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
-	w.Close()
+	err = errors.Join(err, w.Close())
 	go func() {
 		for buf := make([]byte, 1<<16); ; {
 			if _, err := r.Read(buf); err != nil {
