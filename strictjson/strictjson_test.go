@@ -1,6 +1,9 @@
 package strictjson
 
 import (
+	"bytes"
+	"encoding/json"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -55,4 +58,25 @@ func TestUnmarshalRefuses(t *testing.T) {
 			t.Errorf("%.60s: found error %v, expected one with %q", in, err, want)
 		}
 	}
+}
+
+// FuzzUnmarshal: what is accepted means the same to encoding/json, however
+// strict that is asked to be.
+func FuzzUnmarshal(f *testing.F) {
+	f.Add([]byte(`{"schema":"x","list":[{"a":1}],"map":{"k":{"a":2}},"when":"2026-01-02T03:04:05Z","any":{"p":[1,{"q":null}]},"ptr":{"a":3}}`))
+	f.Add([]byte(`{"schema":"x","schema":"y"}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var ours, theirs document
+		if err := Unmarshal(in, &ours, 1<<16, "document"); err != nil {
+			return
+		}
+		dec := json.NewDecoder(bytes.NewReader(in))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&theirs); err != nil {
+			t.Fatalf("accepted what encoding/json refuses: %v", err)
+		}
+		if !reflect.DeepEqual(ours, theirs) {
+			t.Fatalf("found %+v, expected %+v", ours, theirs)
+		}
+	})
 }
