@@ -57,7 +57,7 @@ func (s *Spec) FillDefaults(dir string) {
 			s.CPU.GuestFeatures = measure.FeatureSNPActive
 		}
 	}
-	if s.Attestation.PCRs == nil && !s.src.has("attestation.pcrs") {
+	if s.Attestation.PCRs == nil {
 		for i := range pcrCount {
 			s.Attestation.PCRs = append(s.Attestation.PCRs, i)
 		}

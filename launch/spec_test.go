@@ -372,6 +372,20 @@ func TestSpecRefuses(t *testing.T) {
 				`a.yaml: firmware.path: missing, expected an OVMF image, or svsm.image that holds one`,
 			},
 		},
+		"given, but empty": {
+			with("backend: libvirt", "kernel_hashes: ''", "qemu: {accel: '', binary: ''}", "host_profile: ''", "cpu: {guest_features: 0, model: ''}", "libvirt: {uri: ''}", "memory: 0K", "networks: [{type: user, mac: ''}]"),
+			[]string{
+				`a.yaml:11: qemu.binary: found "", expected a program's name, or an absolute path`,
+				`a.yaml:11: qemu.accel: found "", expected one of kvm, tcg`,
+				`a.yaml:10: kernel_hashes: found "", expected one of on, off`,
+				`a.yaml:13: cpu.model: found "", expected a CPU model's name without options`,
+				`a.yaml:8: memory: found 0, expected 128M to 8T`,
+				`a.yaml:12: host_profile: found "", expected one of kvm, kvm-bsp, kvm-direct`,
+				`a.yaml:15: networks[0].mac: found "", expected a unicast MAC address in lower case, such as 52:54:00:12:34:56`,
+				`a.yaml:14: libvirt.uri: found "", expected qemu:///system, qemu:///session or qemu+ssh://HOST/system`,
+				`a.yaml:13: cpu.guest_features: found 0x0, expected bit 0 (SNPActive) set`,
+			},
+		},
 		"enumerations": {
 			with("platform: sims", "backend: QEMU", "vtpm: {binding: '', pcr_bank: sha1}", "sim: {product: Venice}", "kernel_hashes: no"),
 			[]string{
@@ -540,6 +554,25 @@ func TestSpecMadeInCode(t *testing.T) {
 	var field *FieldError
 	if !errors.As(err, &field) || field.Error() != "spec: cpu.count: found 600, expected 1 to 512" {
 		t.Errorf("found %v, expected an error about cpu.count", err)
+	}
+	chosen := &Spec{
+		Version: 1, Name: "a", Platform: PlatformSim, Firmware: Firmware{Path: "f"}, Kernel: "/k", KernelHashes: Off, Policy: 0xb0000,
+		QEMU: QEMU{Accel: AccelKVM}, CPU: CPU{GuestFeatures: 0x21, Model: "EPYC-v1"}, Attestation: Attestation{PCRs: []int{4, 9}}, Networks: []Network{{Type: NetworkUser, MAC: "52:54:00:00:00:01"}},
+	}
+	chosen.FillDefaults("/dir")
+	for _, c := range []struct{ what, got, want string }{
+		{"kernel_hashes", chosen.KernelHashes, Off},
+		{"policy", chosen.Policy.String(), "0xb0000"},
+		{"qemu.accel", chosen.QEMU.Accel, AccelKVM},
+		{"cpu.guest_features", fmt.Sprint(chosen.CPU.GuestFeatures), "33"},
+		{"cpu.model", chosen.CPU.Model, "EPYC-v1"},
+		{"attestation.pcrs", fmt.Sprint(chosen.Attestation.PCRs), "[4 9]"},
+		{"networks[0].mac", chosen.Networks[0].MAC, "52:54:00:00:00:01"},
+		{"kernel", chosen.Kernel, "/k"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: found %s after filling in, expected %s", c.what, c.got, c.want)
+		}
 	}
 	s.CPU.Count = 512
 	s.HostData = measure.HexBytes{1}

@@ -145,19 +145,12 @@ func parseNumber(text string) (uint64, error) {
 	} else if len(text) > 1 && text[0] == '0' {
 		return 0, errors.New("a leading zero means octal to some readers; expected a decimal number, or hexadecimal after 0x")
 	}
-	for i := range len(digits) {
-		c := digits[i]
-		if !('0' <= c && c <= '9' || base == 16 && ('a' <= c && c <= 'f' || 'A' <= c && c <= 'F')) {
-			digits = ""
-			break
-		}
-	}
-	if digits == "" {
-		return 0, errors.New("expected a whole number, decimal or hexadecimal after 0x")
-	}
 	n, err := strconv.ParseUint(digits, base, 64)
-	if err != nil {
+	if errors.Is(err, strconv.ErrRange) {
 		return 0, errors.New("does not fit in 64 bits")
+	}
+	if err != nil {
+		return 0, errors.New("expected a whole number, decimal or hexadecimal after 0x")
 	}
 	return n, nil
 }
