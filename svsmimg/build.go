@@ -60,6 +60,9 @@ func (r *Recipe) Build(read func(name string) ([]byte, error)) (*Built, error) {
 	if err != nil {
 		return nil, err
 	}
+	if out.File, err = out.File.Canonical(); err != nil {
+		return nil, err
+	}
 	if out.Image, err = out.File.Encode(); err != nil {
 		return nil, err
 	}

@@ -71,8 +71,7 @@ func replaceFirmware(image *File, firmware []byte) (f *File, unsigned bool, err 
 		pages = append(pages, &PageData{GPA: uint64(info.start) + uint64(n), Mask: mask, Data: put(firmware[n : n+pageSize])})
 	}
 	out.Headers = slices.Insert(out.Headers, place, pages...)
-	f, err = out.Canonical()
-	return f, unsigned, err
+	return out, unsigned, nil
 }
 
 // findBootParams finds the page with the parameter block: before the general
