@@ -273,6 +273,9 @@ func TestL28(t *testing.T) {
 		"kernel without sev_snp": {func(t *testing.T, h *fakeHost) {
 			h.remove(t, "sys/module/kvm_amd/parameters/sev_snp")
 		}, []string{"fail kvm-amd"}, snp},
+		"SEV without ASIDs of its own": {func(t *testing.T, h *fakeHost) {
+			h.set(t, "sys/module/kvm_amd/parameters/sev", "N\n")
+		}, nil, ""},
 		"old kernel": {func(t *testing.T, h *fakeHost) {
 			h.remove(t, "sys/module/kvm_amd/parameters/sev_snp")
 			h.set(t, "proc/sys/kernel/osrelease", "6.10.9\n")

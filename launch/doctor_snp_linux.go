@@ -111,26 +111,26 @@ func (d *doctor) processor() {
 // kvmModule looks at KVM's parameters, which it corrects to what is possible
 // when it is loaded.
 func (d *doctor) kvmModule() {
-	const dir, needed = "/sys/module/kvm_amd/parameters", "kvm_amd with sev, sev_es and sev_snp on"
+	const dir, needed = "/sys/module/kvm_amd/parameters", "kvm_amd with sev_snp on"
 	if !d.exists(dir) {
 		d.fail("kvm-amd", "the kernel module kvm_amd is not loaded", needed, "modprobe kvm_amd; when it refuses: "+d.hostFix())
 		return
 	}
-	var off []string
-	for _, name := range []string{"sev", "sev_es", "sev_snp"} {
-		switch value, err := d.read(dir + "/" + name); {
-		case err != nil:
-			off = append(off, name+" is not there")
-		case value != "Y" && value != "1":
-			off = append(off, name+" is "+value)
-		}
-	}
-	if off != nil {
-		d.fail("kvm-amd", "kvm_amd: "+strings.Join(off, ", "), needed, d.hostFix())
+	if value, err := d.read(dir + "/sev_snp"); err == nil && (value == "Y" || value == "1") {
+		d.snpOn = true
+		d.ok("kvm-amd", "kvm_amd has sev_snp on")
 		return
 	}
-	d.snpOn = true
-	d.ok("kvm-amd", "kvm_amd has sev, sev_es and sev_snp on")
+	// sev and sev_es, which SEV-SNP builds on, narrow down why.
+	var found []string
+	for _, name := range []string{"sev", "sev_es", "sev_snp"} {
+		value, err := d.read(dir + "/" + name)
+		if err != nil {
+			value = "not there"
+		}
+		found = append(found, name+" is "+value)
+	}
+	d.fail("kvm-amd", "kvm_amd: "+strings.Join(found, ", "), needed, d.hostFix())
 }
 
 func (d *doctor) kernel() {
