@@ -132,12 +132,6 @@ func makeJob(plan *Plan, o StartOptions) (*job, []*os.File, error) {
 			return nil, nil, missing(err, "swtpm")
 		}
 	}
-	if plan.Policy != nil {
-		if j.Policy, err = plan.Policy.Bytes(); err != nil {
-			return nil, nil, err
-		}
-		j.PolicyName = plan.Policy.Path
-	}
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("state directory: %w", err)
 	}

@@ -29,8 +29,8 @@ const (
 // version catches one that was replaced in between.
 const jobSchema = "evtpm.job/v1"
 
-// maxJob bounds a job: a plan and a policy.
-const maxJob = maxHandoverBytes*2 + 2<<20
+// maxJob bounds a job: a plan, and a little more.
+const maxJob = maxHandoverBytes + 1<<20
 
 // A job is what a supervisor is to do: the first line that it is sent.
 type job struct {
@@ -41,11 +41,9 @@ type job struct {
 	Began int64           `json:"began"`
 	Plan  json.RawMessage `json:"plan"`
 	Files int             `json:"files"`
-	// Policy is a verification policy's text; empty for the default.
-	Policy     []byte `json:"policy,omitempty"`
-	PolicyName string `json:"policy_name,omitempty"`
-	StateDir   string `json:"state_dir"`
-	Swtpm      string `json:"swtpm,omitempty"`
+	// StateDir and Swtpm are those of [StartOptions].
+	StateDir string `json:"state_dir"`
+	Swtpm    string `json:"swtpm,omitempty"`
 }
 
 // Causes that end a supervisor's work.
@@ -115,16 +113,14 @@ type supervisor struct {
 // attack is what a malicious platform does in demonstrations, on the simulated
 // platform alone; no spec can ask for it. The zero value is none.
 func Supervise(ctx context.Context, attack snpsim.Attack) error {
-	unix.CloseOnExec(fdControl)
-	unix.CloseOnExec(fdLock)
 	// Sockets that QEMU makes are for this user alone.
 	unix.Umask(0o077)
-	conn, err := connOf(os.NewFile(fdControl, "launcher"))
+	conn, err := connOf(inherited(fdControl, "launcher"))
 	if err != nil {
 		return fmt.Errorf("supervise: descriptor %d: %w; this command is started by evtpm launch alone", fdControl, err)
 	}
 	defer conn.Close()
-	s, err := takeJob(conn)
+	s, err := takeJob(conn, inherited)
 	if err != nil {
 		return fmt.Errorf("supervise: %w", err)
 	}
@@ -132,8 +128,15 @@ func Supervise(ctx context.Context, attack snpsim.Attack) error {
 	return s.run(ctx)
 }
 
-// takeJob reads the job and what comes with it.
-func takeJob(conn *lineConn) (*supervisor, error) {
+// inherited takes a descriptor that this process was started with, and keeps it
+// from those that it starts.
+func inherited(fd int, name string) *os.File {
+	unix.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), name)
+}
+
+// takeJob reads the job, and takes the descriptors that belong to it.
+func takeJob(conn *lineConn, take func(fd int, name string) *os.File) (*supervisor, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return nil, err
 	}
@@ -149,12 +152,11 @@ func takeJob(conn *lineConn) (*supervisor, error) {
 	}
 	var files []*os.File
 	for i := range j.Files {
-		unix.CloseOnExec(fdInputs + i)
-		files = append(files, os.NewFile(uintptr(fdInputs+i), fmt.Sprintf("input %d", i)))
+		files = append(files, take(fdInputs+i, fmt.Sprintf("input %d", i)))
 	}
 	s := &supervisor{
 		job:          j,
-		claim:        &claim{dir: j.Dir, lock: os.NewFile(fdLock, filepath.Join(j.Dir, fileLock))},
+		claim:        &claim{dir: j.Dir, lock: take(fdLock, filepath.Join(j.Dir, fileLock))},
 		ended:        make(chan struct{}),
 		eventsDone:   make(chan struct{}),
 		launcher:     newOutbox(conn),
@@ -165,8 +167,12 @@ func takeJob(conn *lineConn) (*supervisor, error) {
 	if s.plan, err = TakePlan(j.Plan, files); err != nil {
 		return nil, s.refuse(err)
 	}
-	if len(j.Policy) > 0 {
-		if s.policy, err = attest.ParsePolicy(j.Policy, j.PolicyName); err != nil {
+	if in := s.plan.Policy; in != nil {
+		text, err := in.Bytes()
+		if err != nil {
+			return nil, s.refuse(err)
+		}
+		if s.policy, err = attest.ParsePolicy(text, in.Path); err != nil {
 			return nil, s.refuse(err)
 		}
 	}

@@ -1,0 +1,307 @@
+package launch
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/evtpm/evtpm/attest"
+)
+
+// sleeper starts a process that does nothing.
+func sleeper(t *testing.T) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Skip("sleep is not installed")
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd
+}
+
+// TestL13_RecycledPID: a process of the same number that started at another time
+// is a stranger, and is never killed.
+func TestL13_RecycledPID(t *testing.T) {
+	cmd := sleeper(t)
+	p, err := process("sleep", cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := p
+	stranger.Start++
+	if stranger.alive() {
+		t.Error("a stranger is taken for the process")
+	}
+	if err := stranger.kill(time.Second); err != nil {
+		t.Error(err)
+	}
+	if !p.alive() {
+		t.Fatal("a stranger was killed")
+	}
+	go cmd.Wait()
+	if err := p.kill(5 * time.Second); err != nil {
+		t.Error(err)
+	}
+	if p.alive() {
+		t.Error("the process lives after it was killed")
+	}
+	if err := p.kill(time.Second); err != nil {
+		t.Errorf("killing what is gone: %v", err)
+	}
+	for _, p := range []Process{{}, {PID: 1}, {PID: -5}} {
+		if err := p.kill(time.Millisecond); err != nil {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+}
+
+// TestSpawnerChildrenDieWithIt: a child dies with the thread that made it, and so
+// with the process.
+func TestSpawnerChildrenDieWithIt(t *testing.T) {
+	s := newSpawner()
+	cmd := exec.Command("sleep", "60")
+	if err := s.start(cmd); err != nil {
+		t.Skip("sleep is not installed")
+	}
+	if pgid, err := syscall.Getpgid(cmd.Process.Pid); err != nil || pgid != cmd.Process.Pid {
+		t.Errorf("process group %d, %v, expected its own", pgid, err)
+	}
+	runtime.GC() // nothing holds the thread but its goroutine
+	time.Sleep(50 * time.Millisecond)
+	if p, err := process("", cmd.Process.Pid); err != nil || !p.alive() {
+		t.Fatalf("the child ended by itself, %v", err)
+	}
+	s.close()
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Errorf("ended by %v, expected SIGKILL", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the child outlives its thread")
+	}
+	if err := s2start(&exec.Cmd{SysProcAttr: &syscall.SysProcAttr{}}); err == nil {
+		t.Error("attributes that would undo this are accepted")
+	}
+}
+
+func s2start(cmd *exec.Cmd) error {
+	s := newSpawner()
+	defer s.close()
+	return s.start(cmd)
+}
+
+// TestL23_LinesAreBounded: a peer that sends a line without end, or nothing, is
+// not listened to for ever.
+func TestL23_LinesAreBounded(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	defer theirs.Close()
+	go func() {
+		for {
+			if _, err := theirs.Write(bytes.Repeat([]byte("x"), 4096)); err != nil {
+				return
+			}
+		}
+	}()
+	var r request
+	if err := newLineConn(ours).receive(&r, maxRequest); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("an endless line: %v", err)
+	}
+}
+
+func TestErrorsOnTheWire(t *testing.T) {
+	in := &PhaseError{Phase: PhaseBoot, Class: attest.ClassTimeout, Err: errors.New("no end within 2s")}
+	var pe *PhaseError
+	if err := toWire(in).error(); !errors.As(err, &pe) || pe.Phase != PhaseBoot || pe.ExitCode() != 10 || err.Error() != in.Error() {
+		t.Errorf("found %#v", err)
+	}
+	if err := toWire(errors.New("x")).error(); classOf(err) != attest.ClassLaunch || err.Error() != "x" {
+		t.Errorf("found %#v", err)
+	}
+}
+
+func TestParseAgentAddress(t *testing.T) {
+	for _, good := range []string{"unix:/run/agent.sock", "unix:rel", "tcp:localhost:7600", "tcp:[::1]:7600", "vsock:42:7600"} {
+		a, err := ParseAgentAddress(good)
+		if err != nil || a.String() != good {
+			t.Errorf("%q: %v, %v", good, a, err)
+		}
+	}
+	for _, bad := range []string{"", "unix", "unix:", "tcp:localhost", "tcp::1", "tcp:h:", "vsock:1", "vsock:a:b", "vsock:1:2:3", "vsock:-1:2", "vsock:4294967296:1", "http://x", "udp:h:1"} {
+		if a, err := ParseAgentAddress(bad); err == nil {
+			t.Errorf("%q: accepted as %v", bad, a)
+		}
+	}
+}
+
+func FuzzAgentAddress(f *testing.F) {
+	for _, s := range []string{"unix:/a", "tcp:[::1]:7600", "vsock:42:7600", "vsock:42"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		a, err := ParseAgentAddress(text)
+		if err == nil && a.String() != text {
+			t.Errorf("%q became %q", text, a)
+		}
+	})
+}
+
+// TestAgentDialWaits: the agent's address is tried until it is there, or the
+// context ends.
+func TestAgentDialWaits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	go func() {
+		time.Sleep(30 * time.Millisecond)
+		ln, err := net.Listen("unix", path)
+		if err != nil {
+			return
+		}
+		defer ln.Close()
+		c, err := ln.Accept()
+		if err == nil {
+			io.WriteString(c, "x")
+			c.Close()
+		}
+	}()
+	c, err := (AgentAddress{Network: "unix", Address: path}).Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || string(b) != "x" {
+		t.Errorf("found %q, %v", b, err)
+	}
+}
+
+// TestOutboxNeverWaits: a launcher that does not read is cut off, and holds up
+// nothing.
+func TestOutboxNeverWaits(t *testing.T) {
+	ours, theirs, err := socketPair("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	o := newOutbox(newLineConn(ours))
+	began := time.Now()
+	big := reply{Event: &Event{Message: strings.Repeat("x", 4096)}}
+	for range 5000 {
+		o.put(big)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("put waited: %v", took)
+	}
+	done := make(chan struct{})
+	go func() {
+		o.close()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(2 * writeTimeout):
+		t.Error("close waits for ever")
+	}
+}
+
+// TestOutboxSendsEverything: what was put before close arrives.
+func TestOutboxSendsEverything(t *testing.T) {
+	ours, file, err := socketPair("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := connOf(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := newOutbox(newLineConn(ours))
+	for range 100 {
+		o.put(reply{Event: &Event{Message: "x"}})
+	}
+	o.put(reply{Error: &wireError{Message: "last"}})
+	go o.close()
+	n := 0
+	for {
+		var r reply
+		if err := theirs.receive(&r, maxReply); err != nil {
+			t.Fatalf("after %d: %v", n, err)
+		}
+		if r.Error != nil {
+			break
+		}
+		n++
+	}
+	if n != 100 {
+		t.Errorf("found %d events, expected 100", n)
+	}
+}
+
+// TestRecordHasNoUnknownFields: what a supervisor writes, ps reads.
+func TestRecordRoundTrip(t *testing.T) {
+	now := time.Now().UTC().Round(time.Second)
+	in := Record{
+		Schema: RecordSchema, Name: "m", Platform: "sim", State: StateTrusted, Reason: "r", Running: true, Phase: PhaseVerdict, Class: 6,
+		Created: now, Updated: now, Supervisor: Process{PID: 1, Start: 2}, Processes: []Process{{Name: "qemu", PID: 3, Start: 4}},
+		Boots: 1, LaunchDigest: "00", Agent: "unix:/a", Timings: []Timing{{Phase: PhaseBoot, Elapsed: 1.5}},
+		Verdict: &VerdictSummary{Result: "trusted", Reasons: []string{"a"}, Time: now},
+	}
+	data, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, fileMachine), data)
+	out, err := readRecord(dir, "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := json.Marshal(out)
+	if err != nil || !bytes.Equal(data, again) {
+		t.Errorf("found\n%s\nexpected\n%s", again, data)
+	}
+}
+
+// TestSupervisorAlone: started by hand, or by something else than a launch, the
+// supervisor ends with an error.
+func TestSupervisorAlone(t *testing.T) {
+	for name, job := range map[string]string{"nothing": "", "garbage": "\x00\xff\n", "another version": `{"schema":"evtpm.job/v2"}` + "\n", "no plan": `{"schema":"evtpm.job/v1","plan":{}}` + "\n"} {
+		ours, file, err := socketPair("test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs, err := connOf(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(ours, job); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_, _ = io.Copy(io.Discard, ours)
+			ours.Close()
+		}()
+		ours.(*net.UnixConn).CloseWrite()
+		take := func(int, string) *os.File {
+			f, err := os.Open(os.DevNull)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}
+		if s, err := takeJob(theirs, take); err == nil {
+			t.Errorf("%s: accepted: %+v", name, s)
+		}
+		theirs.Close()
+	}
+}
