@@ -28,6 +28,7 @@ var mounts = []struct{ fstype, dir string }{
 // modules are what the agent can use, in the order in which they need each
 // other. Each is loaded where the initramfs has it under /lib/modules.
 var modules = []string{
+	"virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_console", // -port
 	"configfs", "tsm", "sev-guest", "tpm_svsm", // reports from an SVSM
 	"button",                                                                   // the power button
 	"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport", // -vsock

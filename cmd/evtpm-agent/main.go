@@ -190,7 +190,9 @@ func serveAll(ctx context.Context, listeners []net.Listener, tpm transport.TPM) 
 	err = <-done
 	cancel()
 	for range listeners[1:] {
-		<-done
+		if other := <-done; !errors.Is(other, context.Canceled) {
+			err = errors.Join(err, other)
+		}
 	}
 	return err
 }
