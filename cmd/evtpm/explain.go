@@ -31,7 +31,7 @@ func explainCommand(u *ui) *cli.Command {
 			outputFlag(),
 			&cli.StringFlag{Name: "report", Usage: "attestation report in `FILE`, in any form that evtpm report takes"},
 			&cli.StringFlag{Name: "digest", Usage: "launch digest in `HEX`"},
-			&cli.StringFlag{Name: "golden", Usage: "the launch digest of golden values in `FILE`"},
+			&cli.StringFlag{Name: "golden", Usage: "golden values in `FILE`, of one launch digest"},
 			&cli.StringSliceFlag{Name: "try-ovmf", Usage: "firmware `FILE` that may have been launched; may be repeated"},
 			&cli.StringSliceFlag{Name: "try-kernel", Usage: "kernel `FILE` that may have been launched; may be repeated"},
 			&cli.StringSliceFlag{Name: "try-initrd", Usage: "initrd `FILE` that may have been launched; may be repeated"},
@@ -49,7 +49,8 @@ type explainDocument struct {
 	LaunchDigest measure.HexBytes `json:"launch_digest"`
 	*explain.Result
 
-	// Fields are differences of a report besides the launch digest.
+	// Fields are differences of a report, or of golden values, besides the launch
+	// digest.
 	Fields []explain.Difference `json:"fields,omitempty"`
 }
 
@@ -66,18 +67,18 @@ func (u *ui) explain(c *cli.Context) error {
 	if l.Firmware == nil || l.svsm != nil || l.mode == modeOVMFHash {
 		return errors.New("explain: expected a launch of OVMF; for SVSM images see evtpm svsm diff")
 	}
-	report, digest, err := u.found(c)
+	found, err := u.found(c)
 	if err != nil {
 		return err
 	}
-	candidates, err := tries(c, l, report)
+	candidates, err := tries(c, l, found.cpuid)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
 	defer cancel()
 	start := time.Now()
-	result, err := explain.Digest(ctx, l.Launch, digest, candidates)
+	result, err := explain.Digest(ctx, l.Launch, found.digest, candidates)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return withClass(attest.ClassTimeout, err)
 	}
@@ -86,11 +87,9 @@ func (u *ui) explain(c *cli.Context) error {
 	}
 	u.say("host profile: %s", l.profileText())
 	u.say("%d variants compared in %v", result.Tried, time.Since(start).Round(time.Millisecond))
-	doc := explainDocument{Schema: "evtpm.explain/v1", HostProfile: l.profile(), LaunchDigest: digest, Result: result}
-	if report != nil {
-		if doc.Fields, err = l.compareFields(c, report); err != nil {
-			return err
-		}
+	doc := explainDocument{Schema: "evtpm.explain/v1", HostProfile: l.profile(), LaunchDigest: found.digest, Result: result}
+	if found.fields != nil {
+		doc.Fields = l.compareFields(c, found.fields)
 	}
 	if asJSON {
 		if err := u.json(doc); err != nil {
@@ -126,7 +125,7 @@ func (d *explainDocument) lines() []string {
 		}
 	}
 	for _, f := range d.Fields {
-		out = append(out, "report: "+f.Text)
+		out = append(out, "besides the launch digest: "+f.Text)
 	}
 	return out
 }
@@ -142,51 +141,79 @@ func joinPhrases(diffs []explain.Difference) string {
 	return out[0]
 }
 
-// found reads the digest that was found, and the report that it came in, if any.
-func (u *ui) found(c *cli.Context) (*attest.Report, []byte, error) {
-	name, text := c.String("report"), c.String("digest")
+// foundLaunch is what was launched, as far as it is known.
+type foundLaunch struct {
+	digest []byte
+	fields *explain.Fields // nil of a bare digest
+	cpuid  *attest.CPUID   // of the host; nil where no report says it
+}
+
+// found reads what was launched.
+func (u *ui) found(c *cli.Context) (*foundLaunch, error) {
+	report, digest, golden := c.String("report"), c.String("digest"), c.String("golden")
 	given := 0
-	for _, flag := range []string{name, text, c.String("golden")} {
-		if flag != "" {
+	for _, s := range []string{report, digest, golden} {
+		if s != "" {
 			given++
 		}
 	}
 	switch {
 	case given != 1:
-		return nil, nil, errors.New("explain: expected one of --report, --digest and --golden")
-	case c.String("golden") != "":
-		g, err := readGolden(c.String("golden"))
+		return nil, errors.New("explain: expected --report, --digest or --golden, and one of them")
+	case digest != "":
+		data, err := hex.DecodeString(strings.TrimSpace(digest))
 		if err != nil {
-			return nil, nil, err
+			return nil, fmt.Errorf("--digest: %w", err)
 		}
-		if n := len(g.LaunchDigests); n != 1 {
-			return nil, nil, fmt.Errorf("--golden: found %d launch digests, expected one", n)
-		}
-		return nil, g.LaunchDigests[0][:], nil
-	case text != "":
-		digest, err := hex.DecodeString(strings.TrimSpace(text))
-		if err != nil {
-			return nil, nil, fmt.Errorf("--digest: %w", err)
-		}
-		return nil, digest, nil
+		return &foundLaunch{digest: data}, nil
+	case golden != "":
+		return foundGolden(golden)
 	}
+	return u.foundReport(report)
+}
+
+func (u *ui) foundReport(name string) (*foundLaunch, error) {
 	data, err := u.readInput(name, attest.MaxReportFile)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	raw, _, err := attest.SplitReport(data)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	r, err := attest.ParseReport(raw)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", name, err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	return r, r.Measurement[:], nil
+	return &foundLaunch{digest: r.Measurement[:], cpuid: r.CPUID, fields: &explain.Fields{
+		Policy: uint64(r.Policy), HostData: r.HostData, FamilyID: r.FamilyID, ImageID: r.ImageID,
+		GuestSVN: r.GuestSVN, IDKeyDigest: r.IDKeyDigest, AuthorKeyDigest: r.AuthorKeyDigest,
+	}}, nil
+}
+
+func foundGolden(name string) (*foundLaunch, error) {
+	g, err := readGolden(name)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(g.LaunchDigests); n != 1 {
+		return nil, fmt.Errorf("%s: found %d launch digests, expected one", name, n)
+	}
+	f := &explain.Fields{Policy: g.Policy}
+	copy(f.HostData[:], g.HostData)
+	if b := g.IDBlock; b != nil {
+		copy(f.FamilyID[:], b.FamilyID)
+		copy(f.ImageID[:], b.ImageID)
+		f.GuestSVN, f.IDKeyDigest = b.GuestSVN, b.IDKeyDigest
+		if b.AuthorKeyDigest != nil {
+			f.AuthorKeyDigest = *b.AuthorKeyDigest
+		}
+	}
+	return &foundLaunch{digest: g.LaunchDigests[0][:], fields: f}, nil
 }
 
 // tries reads the candidates.
-func tries(c *cli.Context, l *launchInput, report *attest.Report) (explain.Candidates, error) {
+func tries(c *cli.Context, l *launchInput, id *attest.CPUID) (explain.Candidates, error) {
 	out := explain.Candidates{Cmdlines: c.StringSlice("try-append")}
 	for _, name := range c.StringSlice("try-ovmf") {
 		img, err := scanFirmware(name, l.Options.Mode)
@@ -211,8 +238,7 @@ func tries(c *cli.Context, l *launchInput, report *attest.Report) (explain.Candi
 	if l.Boot == nil {
 		out.Boots = boots(c, out)
 	}
-	if report != nil && report.CPUID != nil {
-		id := report.CPUID
+	if id != nil {
 		if sig, err := measure.SignatureOf(int(id.Family), int(id.Model), int(id.Stepping)); err == nil {
 			out.Signatures = append(out.Signatures, explain.Signature{Name: fmt.Sprintf("host (%#x in the report)", sig), Value: sig})
 		}
@@ -258,23 +284,14 @@ func scanFirmware(name string, mode measure.Mode) (*ovmf.Image, error) {
 	return img, nil
 }
 
-// compareFields compares a report with what is expected of it besides the launch
-// digest. Flags alone expect nothing but the policy.
-func (l *launchInput) compareFields(c *cli.Context, r *attest.Report) ([]explain.Difference, error) {
-	f := &explain.Fields{
-		Policy:          uint64(r.Policy),
-		HostData:        r.HostData,
-		FamilyID:        r.FamilyID,
-		ImageID:         r.ImageID,
-		GuestSVN:        r.GuestSVN,
-		IDKeyDigest:     r.IDKeyDigest,
-		AuthorKeyDigest: r.AuthorKeyDigest,
+// compareFields compares what was found besides the launch digest with what is
+// expected. Flags alone expect nothing but the policy.
+func (l *launchInput) compareFields(c *cli.Context, f *explain.Fields) []explain.Difference {
+	switch {
+	case l.plan != nil:
+		return explain.Compare(l.plan.Golden, f)
+	case c.IsSet("policy"):
+		return explain.Compare(&measure.Golden{Policy: l.policy}, &explain.Fields{Policy: f.Policy})
 	}
-	if l.plan != nil {
-		return explain.Compare(l.plan.Golden, f), nil
-	}
-	if !c.IsSet("policy") {
-		return nil, nil
-	}
-	return explain.Compare(&measure.Golden{Policy: l.policy}, &explain.Fields{Policy: f.Policy}), nil
+	return nil
 }

@@ -157,7 +157,7 @@ func (u *ui) idblockCreate(c *cli.Context) error {
 		return err
 	}
 	block := new(measure.IDBlock)
-	if err := u.idblockFieldsInto(c, block); err != nil {
+	if err := idblockFieldsInto(c, block); err != nil {
 		return err
 	}
 	if block.LaunchDigest.IsZero() {
@@ -185,19 +185,15 @@ func (u *ui) idblockCreate(c *cli.Context) error {
 }
 
 // idblockFieldsInto reads the fields that are given.
-func (u *ui) idblockFieldsInto(c *cli.Context, block *measure.IDBlock) error {
+func idblockFieldsInto(c *cli.Context, block *measure.IDBlock) error {
 	policy := c.String("policy")
 	if name := c.String("golden"); name != "" {
 		if c.IsSet("digest") {
 			return errors.New("--golden: found beside --digest, expected one of them")
 		}
-		doc, err := u.readInput(name, measure.MaxGoldenSize)
+		g, err := readGolden(name)
 		if err != nil {
 			return err
-		}
-		g, err := measure.ParseGolden(doc)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
 		}
 		if n := len(g.LaunchDigests); n != 1 {
 			return fmt.Errorf("%s: found %d launch digests, expected one: an ID block names one launch", name, n)
@@ -500,7 +496,7 @@ func (u *ui) idblockVerify(c *cli.Context) error {
 		return err
 	}
 	want := *block
-	if err := u.idblockFieldsInto(c, &want); err != nil {
+	if err := idblockFieldsInto(c, &want); err != nil {
 		return err
 	}
 	if !c.IsSet("policy") && c.String("golden") == "" {
