@@ -1,0 +1,283 @@
+// Command mutate breaks the code of packages in every place where a decision is
+// made, one place at a time, and says which of the broken programs their own
+// tests do not notice. A check whose deletion no test notices is a check that
+// nobody would miss when it goes.
+//
+//	go run ./scripts/mutate ./attest [PACKAGE...]
+//
+// A mutant is one of: a condition that is always false, or always true; one side
+// of && or || left out; < for <= and > for >=, and back; an element left out of a
+// list; a statement left out. All mutants of a package are compiled into one test
+// binary, where a number in the environment switches one of them on. First each
+// test runs alone and notes which mutants it comes by; then each mutant meets only
+// those tests, the quickest first, until one fails.
+//
+// Mutants that are no different from the original are listed, each with its
+// reason, in equivalent.txt beside this file. Exit code 1 if any other survives.
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+//go:embed equivalent.txt
+var equivalentText string
+
+func main() {
+	verbose := flag.Bool("v", false, "print every mutant")
+	only := flag.String("run", "", "only mutants whose name matches this `REGEXP`")
+	keep := flag.String("keep", "", "build in this `DIR`, and leave it there")
+	timeout := flag.Duration("timeout", 60*time.Second, "a test run that takes longer counts as a failure")
+	flag.Parse()
+	if err := run(flag.Args(), *only, *keep, *timeout, *verbose); err != nil {
+		fmt.Fprintln(os.Stderr, "mutate:", err)
+		os.Exit(1)
+	}
+}
+
+func run(packages []string, only, keep string, timeout time.Duration, verbose bool) error {
+	if len(packages) == 0 {
+		return errors.New("no packages")
+	}
+	filter, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	known, err := readEquivalent(equivalentText)
+	if err != nil {
+		return err
+	}
+	var survivors, killed, equivalent int
+	for _, p := range packages {
+		r, err := mutatePackage(p, keep, timeout)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		for _, m := range r {
+			if !filter.MatchString(m.name) {
+				continue
+			}
+			reason, excused := known[m.name]
+			switch {
+			case m.killer != "":
+				killed++
+				if verbose {
+					fmt.Printf("killed      %s (%s)\n", m.name, m.killer)
+				}
+				if excused && only == "" {
+					fmt.Printf("not equivalent, though listed so: %s\n", m.name)
+				}
+			case excused:
+				equivalent++
+				if verbose {
+					fmt.Printf("equivalent  %s (%s)\n", m.name, reason)
+				}
+			default:
+				survivors++
+				fmt.Printf("survived    %s  [%s]\n", m.name, m.position)
+			}
+		}
+	}
+	fmt.Printf("mutants: %d, killed: %d, equivalent: %d, survived: %d\n", killed+equivalent+survivors, killed, equivalent, survivors)
+	if survivors > 0 {
+		return fmt.Errorf("%d mutants survived", survivors)
+	}
+	return nil
+}
+
+// readEquivalent reads lines of "name # reason".
+func readEquivalent(text string) (map[string]string, error) {
+	out := map[string]string{}
+	for i, line := range strings.Split(text, "\n") {
+		if line == "" || strings.HasPrefix(line, "# ") {
+			continue
+		}
+		name, reason, ok := strings.Cut(line, "  # ")
+		if !ok || reason == "" {
+			return nil, fmt.Errorf("equivalent.txt:%d: no reason", i+1)
+		}
+		out[strings.TrimSpace(name)] = reason
+	}
+	return out, nil
+}
+
+// listed is what go list says of a package.
+type listed struct {
+	Dir     string
+	GoFiles []string
+}
+
+// mutatePackage makes and tries the mutants of one package.
+func mutatePackage(pkg, keep string, timeout time.Duration) ([]*mutant, error) {
+	out, err := exec.Command("go", "list", "-json=Dir,GoFiles", pkg).Output()
+	if err != nil {
+		return nil, err
+	}
+	var l listed
+	if err := json.Unmarshal(out, &l); err != nil {
+		return nil, err
+	}
+	dir := keep
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "mutate-"); err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+	}
+	b := &build{dir: dir, pkg: pkg, source: l}
+	if err := b.compile(); err != nil {
+		return nil, err
+	}
+	t := &trial{build: b, timeout: timeout}
+	if err := t.trace(); err != nil {
+		return nil, err
+	}
+	t.tryAll()
+	return b.mutants, nil
+}
+
+// A trial runs the tests against the mutants.
+type trial struct {
+	*build
+	timeout time.Duration
+	tests   []timedTest
+}
+
+// timedTest is a test, how long it takes, and which mutants it comes by.
+type timedTest struct {
+	name string
+	took time.Duration
+	hits map[int]bool
+}
+
+// command runs the test binary as go test would.
+func (t *trial) command(ctx context.Context, env string, args ...string) *exec.Cmd {
+	c := exec.CommandContext(ctx, t.binary(), args...)
+	c.Dir = t.source.Dir
+	c.Env = append(os.Environ(), env)
+	return c
+}
+
+// trace runs every test alone.
+func (t *trial) trace() error {
+	out, err := t.command(context.Background(), "MUTANT=", "-test.list", "^(Test|Fuzz)").Output()
+	if err != nil {
+		return fmt.Errorf("list the tests: %w", err)
+	}
+	names := strings.Fields(string(out))
+	t.tests = make([]timedTest, len(names))
+	var mu sync.Mutex
+	var failed []string
+	each(len(names), func(i int) {
+		hits := filepath.Join(t.dir, fmt.Sprintf("hits-%d", i))
+		start := time.Now()
+		err := t.command(context.Background(), "MUTANT_TRACE="+hits, "-test.short", "-test.run", "^"+names[i]+"$").Run()
+		test := timedTest{name: names[i], took: time.Since(start), hits: readHits(hits)}
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			failed = append(failed, names[i])
+		}
+		t.tests[i] = test
+	})
+	if len(failed) > 0 {
+		return fmt.Errorf("tests fail without any mutant: %s", strings.Join(failed, ", "))
+	}
+	slices.SortFunc(t.tests, func(a, b timedTest) int { return cmp.Compare(a.took, b.took) })
+	return nil
+}
+
+// each calls f for 0 to n-1, on all processors.
+func each(n int, f func(int)) {
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for i := range next {
+				f(i)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+}
+
+func readHits(name string) map[int]bool {
+	hits := map[int]bool{}
+	f, err := os.Open(name)
+	if err != nil {
+		return hits
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if id, err := strconv.Atoi(s.Text()); err == nil {
+			hits[id] = true
+		}
+	}
+	return hits
+}
+
+// tryAll meets every mutant with the tests that come by it.
+func (t *trial) tryAll() {
+	each(len(t.mutants), func(i int) {
+		m := t.mutants[i]
+		// A test of its own for each would start as many processes; a few at a
+		// time are quicker, and the quickest still come first.
+		var group []string
+		var took time.Duration
+		for _, test := range t.tests {
+			if !test.hits[m.id] {
+				continue
+			}
+			group = append(group, test.name)
+			if took += test.took; len(group) >= 12 || took > 2*time.Second {
+				if m.killer = t.kills(m, group); m.killer != "" {
+					return
+				}
+				group, took = nil, 0
+			}
+		}
+		if len(group) > 0 {
+			m.killer = t.kills(m, group)
+		}
+	})
+}
+
+// kills says how tests notice a mutant; empty if they do not.
+func (t *trial) kills(m *mutant, tests []string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
+	defer cancel()
+	pattern := "^(" + strings.Join(tests, "|") + ")$"
+	out, err := t.command(ctx, "MUTANT="+strconv.Itoa(m.id), "-test.short", "-test.failfast", "-test.run", pattern).CombinedOutput()
+	switch {
+	case ctx.Err() != nil:
+		return "time-out"
+	case err == nil:
+		return ""
+	}
+	if i := strings.Index(string(out), "--- FAIL: "); i >= 0 {
+		name, _, _ := strings.Cut(string(out[i+len("--- FAIL: "):]), " ")
+		return name
+	}
+	return "panic"
+}
