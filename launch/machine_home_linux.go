@@ -157,13 +157,20 @@ func (h *Home) ask(ctx context.Context, name string, q request) (*reply, error) 
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
-	if err := c.send(q); err != nil {
-		return nil, fmt.Errorf("machine %q: %w", name, err)
-	}
 	r := new(reply)
-	if err := c.receive(r, maxReply); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+	err = c.send(q)
+	if err == nil {
+		err = c.receive(r, maxReply)
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, fmt.Errorf("machine %q: %w", name, context.Cause(ctx))
+	case err != nil:
+		// It hung up: it is ending.
+		wait, cancel := context.WithTimeout(ctx, statusWait)
+		defer cancel()
+		if h.awaitFree(wait, name) == nil {
+			err = errNoSupervisor
 		}
 		return nil, fmt.Errorf("machine %q: %w", name, err)
 	}

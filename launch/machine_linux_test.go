@@ -292,15 +292,16 @@ func TestSupervisorAlone(t *testing.T) {
 			ours.Close()
 		}()
 		ours.(*net.UnixConn).CloseWrite()
-		take := func(int, string) *os.File {
-			f, err := os.Open(os.DevNull)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return f
+		h := testHome(t)
+		c, err := h.claim("m")
+		if err != nil {
+			t.Fatal(err)
 		}
-		if s, err := takeJob(theirs, take); err == nil {
+		if s, err := takeJob(theirs, func(int) (*os.File, error) { return c.lock, nil }); err == nil {
 			t.Errorf("%s: accepted: %+v", name, s)
+		}
+		if names, err := h.names(); err != nil || len(names) > 0 {
+			t.Errorf("%s: folders %v are left, %v", name, names, err)
 		}
 		theirs.Close()
 	}

@@ -92,7 +92,6 @@ func Start(ctx context.Context, plan *Plan, o StartOptions) (_ *Launch, err erro
 	if err := cleanClaim(c); err != nil {
 		return nil, errors.Join(&PhaseError{Phase: PhaseStart, Class: attest.ClassLaunch, Err: err}, c.release())
 	}
-	j.Dir = c.dir
 	if err := l.spawn(o.Supervise, files); err != nil {
 		return nil, errors.Join(&PhaseError{Phase: PhaseStart, Class: attest.ClassLaunch, Err: err}, c.remove())
 	}
@@ -258,6 +257,13 @@ func (l *Launch) Release(ctx context.Context) error {
 			return l.abandon(err)
 		}
 		if r.Done {
+			if r.Record != nil && !r.Record.Running {
+				// It was refused and ended: what comes next shall find it so.
+				select {
+				case <-l.exited:
+				case <-ctx.Done():
+				}
+			}
 			c := l.claim
 			l.claim = nil
 			return errors.Join(l.conn.Close(), c.release())

@@ -35,8 +35,6 @@ const maxJob = maxHandoverBytes + 1<<20
 // A job is what a supervisor is to do: the first line that it is sent.
 type job struct {
 	Schema string `json:"schema"`
-	// Dir is the machine's folder.
-	Dir string `json:"dir"`
 	// Began is when the launch did, in nanoseconds of CLOCK_MONOTONIC.
 	Began int64           `json:"began"`
 	Plan  json.RawMessage `json:"plan"`
@@ -115,9 +113,13 @@ type supervisor struct {
 func Supervise(ctx context.Context, attack snpsim.Attack) error {
 	// Sockets that QEMU makes are for this user alone.
 	unix.Umask(0o077)
-	conn, err := connOf(inherited(fdControl, "launcher"))
+	control, err := inherited(fdControl)
 	if err != nil {
-		return fmt.Errorf("supervise: descriptor %d: %w; this command is started by evtpm launch alone", fdControl, err)
+		return fmt.Errorf("supervise: %w; evtpm launch starts this", err)
+	}
+	conn, err := connOf(control)
+	if err != nil {
+		return fmt.Errorf("supervise: descriptor %d: %w; evtpm launch starts this", fdControl, err)
 	}
 	defer conn.Close()
 	s, err := takeJob(conn, inherited)
@@ -129,14 +131,29 @@ func Supervise(ctx context.Context, attack snpsim.Attack) error {
 }
 
 // inherited takes a descriptor that this process was started with, and keeps it
-// from those that it starts.
-func inherited(fd int, name string) *os.File {
+// from those that it starts. Its name is the path of the file.
+func inherited(fd int) (*os.File, error) {
 	unix.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), name)
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d: %w", fd, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
-// takeJob reads the job, and takes the descriptors that belong to it.
-func takeJob(conn *lineConn, take func(fd int, name string) *os.File) (*supervisor, error) {
+// takeJob reads the job, and takes the descriptors that belong to it. When it
+// fails, the machine's folder is gone.
+func takeJob(conn *lineConn, take func(fd int) (*os.File, error)) (_ *supervisor, err error) {
+	lock, err := take(fdLock)
+	if err != nil {
+		return nil, err
+	}
+	c := &claim{dir: filepath.Dir(lock.Name()), lock: lock}
+	defer func() {
+		if err != nil && sameFile(lock) {
+			err = errors.Join(err, c.remove())
+		}
+	}()
 	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return nil, err
 	}
@@ -152,18 +169,21 @@ func takeJob(conn *lineConn, take func(fd int, name string) *os.File) (*supervis
 	}
 	var files []*os.File
 	for i := range j.Files {
-		files = append(files, take(fdInputs+i, fmt.Sprintf("input %d", i)))
+		f, err := take(fdInputs + i)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
 	}
 	s := &supervisor{
 		job:          j,
-		claim:        &claim{dir: j.Dir, lock: take(fdLock, filepath.Join(j.Dir, fileLock))},
+		claim:        c,
 		ended:        make(chan struct{}),
 		eventsDone:   make(chan struct{}),
 		launcher:     newOutbox(conn),
 		launcherDone: make(chan struct{}),
 		spawner:      newSpawner(),
 	}
-	var err error
 	if s.plan, err = TakePlan(j.Plan, files); err != nil {
 		return nil, s.refuse(err)
 	}

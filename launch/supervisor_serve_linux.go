@@ -91,7 +91,8 @@ func (s *supervisor) watchLauncher() {
 		s.released = s.released || ok
 		s.mu.Unlock()
 		if ok {
-			s.launcher.put(reply{Done: true})
+			record := s.snapshot()
+			s.launcher.put(reply{Done: true, Record: &record})
 			return
 		}
 	}

@@ -184,9 +184,15 @@ func (r *rig) pid(role string) int {
 
 // gone waits until no process of the rig's is left.
 func (r *rig) gone(within time.Duration) map[int]string {
+	none := 0
 	for deadline := time.Now().Add(within); ; time.Sleep(5 * time.Millisecond) {
 		left := r.processes()
-		if len(left) == 0 || time.Now().After(deadline) {
+		if len(left) > 0 {
+			none = 0
+		} else if none++; none == 3 {
+			return nil // a process that is becoming another has no command line for a moment
+		}
+		if time.Now().After(deadline) {
 			return left
 		}
 	}
