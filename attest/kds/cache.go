@@ -111,8 +111,9 @@ func (c *Cache) fresh(path, url string) bool {
 	if c.Now != nil {
 		now = c.Now
 	}
+	// A file from the future says nothing about its age.
 	age := now().Sub(info.ModTime())
-	return age >= 0 && age < crlFresh
+	return age > -time.Minute && age < crlFresh
 }
 
 // fileName is a file's name for a URL: what it asks for, for people, and a hash.
