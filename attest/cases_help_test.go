@@ -2,9 +2,12 @@ package attest_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net"
+	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -99,4 +102,9 @@ func serveChanged(c net.Conn, m *attesttest.Machine, change func(*evidence.Chall
 	}
 	secret, err := m.TPM.Activate(a.CredentialBlob, a.Secret)
 	return errors.Join(err, send(evidence.FrameActivated, evidence.Activated{CertInfo: secret}))
+}
+
+// contextWithTimeout ends soon.
+func contextWithTimeout(t *testing.T) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), 100*time.Millisecond)
 }

@@ -26,3 +26,6 @@ func EventDataFault(l *EventLog) string {
 	}
 	return ""
 }
+
+// MaxSightings is the bound of a registry.
+const MaxSightings = maxSightings

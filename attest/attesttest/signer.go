@@ -56,12 +56,22 @@ type Signer struct {
 	arkKey, askKey *rsa.PrivateKey
 }
 
-// NewSigner makes a chain for a product line: "Milan", "Genoa", "Turin". Chains of
-// one line differ, but have the same keys.
-func NewSigner(line string) *Signer { return newSigner(line, 0, 1) }
+// NewSigner returns the chain of a product line: "Milan", "Genoa", "Turin". It is
+// made once a process.
+func NewSigner(line string) *Signer { return signers[line]() }
 
-// NewImpostor makes a chain of the same names with keys of its own.
-func NewImpostor(line string) *Signer { return newSigner(line, 4, 5) }
+// NewImpostor returns a chain of the same names with keys of its own.
+func NewImpostor(line string) *Signer { return impostors[line]() }
+
+var signers, impostors = everyLine(0, 1), everyLine(4, 5)
+
+func everyLine(ark, ask int) map[string]func() *Signer {
+	m := map[string]func() *Signer{}
+	for _, line := range []string{"Milan", "Genoa", "Turin"} {
+		m[line] = sync.OnceValue(func() *Signer { return newSigner(line, ark, ask) })
+	}
+	return m
+}
 
 func newSigner(line string, ark, ask int) *Signer {
 	s := &Signer{Line: line, arkKey: RSAKey(ark), askKey: RSAKey(ask)}
@@ -127,20 +137,46 @@ type Leaf struct {
 	// Levels in the order fmc, boot loader, TEE, SNP, microcode; fmc counts on
 	// Turin alone.
 	Levels [5]uint8
-	// Edit changes the template before it is signed; ASKOf, if set, is another
-	// signer.
-	Edit func(*x509.Certificate)
-	// UnderASVK makes a VCEK under the VLEK's intermediate, and the reverse.
+	// WrongIntermediate makes a VCEK under the VLEK's intermediate, and the
+	// reverse.
 	WrongIntermediate bool
+	// Edit changes the template before it is signed.
+	Edit func(*x509.Certificate)
 }
+
+// leafKind is a Leaf without its hook.
+type leafKind struct {
+	line    string
+	vlek    bool
+	product string
+	chip    [64]byte
+	levels  [5]uint8
+	wrong   bool
+	signer  *Signer
+}
+
+// leafs keeps the certificates that were made without a hook.
+var leafs sync.Map
 
 // LeafKey is the key of every leaf made here.
 var LeafKey = sync.OnceValue(func() *ecdsa.PrivateKey {
 	return must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
 })
 
-// Leaf makes a leaf certificate.
+// Leaf makes a leaf certificate, one of a kind once a process.
 func (s *Signer) Leaf(l Leaf) *x509.Certificate {
+	if l.Edit != nil {
+		return s.makeLeaf(l)
+	}
+	kind := leafKind{s.Line, l.VLEK, l.Product, l.ChipID, l.Levels, l.WrongIntermediate, s}
+	if c, ok := leafs.Load(kind); ok {
+		return c.(*x509.Certificate)
+	}
+	c, _ := leafs.LoadOrStore(kind, s.makeLeaf(l))
+	return c.(*x509.Certificate)
+}
+
+func (s *Signer) makeLeaf(l Leaf) *x509.Certificate {
 	turin := s.Line == "Turin"
 	structVersion := 0
 	if turin {

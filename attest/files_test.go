@@ -1,0 +1,321 @@
+package attest_test
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/attesttest"
+)
+
+func TestSplitReport(t *testing.T) {
+	m := genoa()
+	raw, table := []byte(m.SignedReport([64]byte{1})), m.CertTable()
+	whole := append(bytes.Clone(raw), table...)
+	wrapped := func(s string) []byte {
+		var b strings.Builder
+		for len(s) > 64 {
+			b.WriteString(s[:64] + "\r\n")
+			s = s[64:]
+		}
+		return []byte(b.String() + s + "\n")
+	}
+	for name, data := range map[string][]byte{
+		"raw":               whole,
+		"hex":               []byte(hex.EncodeToString(whole)),
+		"hex in upper case": []byte(strings.ToUpper(hex.EncodeToString(whole))),
+		"hex on lines":      wrapped(hex.EncodeToString(whole)),
+		"base64":            []byte(base64.StdEncoding.EncodeToString(whole)),
+		"base64 on lines":   wrapped(base64.StdEncoding.EncodeToString(whole)),
+		"base64url":         []byte(base64.RawURLEncoding.EncodeToString(whole)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, c, err := attest.SplitReport(data)
+			if err != nil || !bytes.Equal(r, raw) || !bytes.Equal(c, table) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	for name, data := range map[string][]byte{"raw": raw, "hex": []byte(hex.EncodeToString(raw)), "base64": []byte(base64.StdEncoding.EncodeToString(raw))} {
+		if r, c, err := attest.SplitReport(data); err != nil || !bytes.Equal(r, raw) || c != nil {
+			t.Errorf("%s without a table: %v", name, err)
+		}
+	}
+	for name, data := range map[string][]byte{
+		"empty":           nil,
+		"cut short":       raw[:1183],
+		"a byte too many": append(bytes.Clone(raw), 0),
+		"text":            []byte("this is no report"),
+		"odd hex":         []byte(hex.EncodeToString(raw)[1:]),
+		"a gigabyte":      make([]byte, attest.MaxReportFile+1),
+		"garbage table":   append(bytes.Clone(raw), bytes.Repeat([]byte{0xFF}, 48)...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, _, err := attest.SplitReport(data); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+	if _, _, err := attest.SplitReport(raw[:10]); !errors.Is(err, attest.ErrReportLength) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestBundle(t *testing.T) {
+	m := genoa()
+	leaf, s := m.LeafCertificate(), m.Signer
+	crl := s.CRL(nil, nil)
+	block := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
+	text := bytes.Join([][]byte{block("CERTIFICATE", leaf.Raw), block("CERTIFICATE", s.ASK.Raw), block("X509 CRL", crl)}, []byte("\n"))
+	b, err := attest.ParseBundle(text)
+	if err != nil || len(b.Certificates) != 2 || len(b.CRLs) != 1 || !b.Certificates[0].Equal(leaf) {
+		t.Fatalf("%+v, %v", b, err)
+	}
+	back, err := attest.ParseBundle(b.Encode())
+	if err != nil || len(back.Certificates) != 2 || len(back.CRLs) != 1 {
+		t.Fatalf("%+v, %v", back, err)
+	}
+	// Joining drops what is there already.
+	b.Add(back)
+	b.Add(&attest.Bundle{Certificates: []*x509.Certificate{s.ARK, s.ARK}, CRLs: back.CRLs})
+	if len(b.Certificates) != 3 || len(b.CRLs) != 1 {
+		t.Errorf("joined: %d certificates, %d CRLs", len(b.Certificates), len(b.CRLs))
+	}
+	for name, der := range map[string][]byte{"certificate": leaf.Raw, "CRL": crl} {
+		b, err := attest.ParseBundle(der)
+		if err != nil || len(b.Certificates)+len(b.CRLs) != 1 {
+			t.Errorf("%s in DER: %v", name, err)
+		}
+	}
+	for name, data := range map[string][]byte{
+		"empty":             nil,
+		"garbage":           []byte("garbage"),
+		"a private key":     block("PRIVATE KEY", []byte{1}),
+		"not a certificate": block("CERTIFICATE", []byte{1}),
+		"not a CRL":         block("X509 CRL", leaf.Raw),
+		"text at the end":   append(bytes.Clone(text), []byte("trailing")...),
+		"a broken block":    append(bytes.Clone(text), []byte("-----BEGIN CERTIFICATE-----\n")...),
+		"five megabytes":    make([]byte, 5<<20),
+		"2000 blocks":       bytes.Repeat(block("CERTIFICATE", s.ARK.Raw), 2000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := attest.ParseBundle(data); err == nil {
+				t.Error("accepted")
+			}
+		})
+	}
+	tb, err := attest.TableBundle(attest.EncodeCertTable(append(entries(t, m.CertTable()),
+		attest.CertEntry{GUID: attest.GUIDCRL, Data: crl}, attest.CertEntry{GUID: attest.GUID{9}, Data: []byte("other")})))
+	if err != nil || len(tb.Certificates) != 3 || len(tb.CRLs) != 1 {
+		t.Errorf("%+v, %v", tb, err)
+	}
+	for name, e := range map[string]attest.CertEntry{"VCEK": {GUID: attest.GUIDVCEK, Data: []byte{1}}, "CRL": {GUID: attest.GUIDCRL, Data: []byte{1}}} {
+		if _, err := attest.TableBundle(attest.EncodeCertTable([]attest.CertEntry{e})); !errors.Is(err, attest.ErrCertTable) {
+			t.Errorf("a table with a broken %s: %v", name, err)
+		}
+	}
+	if _, err := attest.TableBundle([]byte{1}); err == nil {
+		t.Error("a broken table was accepted")
+	}
+}
+
+func TestCertTableRoundTrip(t *testing.T) {
+	in := []attest.CertEntry{{attest.GUIDVCEK, []byte("vcek")}, {attest.GUIDASK, bytes.Repeat([]byte{1}, 2000)}, {attest.GUIDARK, []byte{7}}}
+	out, err := attest.ParseCertTable(attest.EncodeCertTable(in))
+	if err != nil || len(out) != len(in) {
+		t.Fatal(out, err)
+	}
+	for i := range in {
+		if out[i].GUID != in[i].GUID || !bytes.Equal(out[i].Data, in[i].Data) {
+			t.Errorf("entry %d: %+v", i, out[i])
+		}
+	}
+	// The tests' own writer agrees, and the order of the data does not matter.
+	m := genoa()
+	if got := attest.EncodeCertTable(entries(t, m.CertTable())); !bytes.Equal(got, m.CertTable()) {
+		t.Error("two writers disagree")
+	}
+	if none, err := attest.ParseCertTable(nil); err != nil || none != nil {
+		t.Errorf("no table: %v, %v", none, err)
+	}
+	if none, err := attest.ParseCertTable(make([]byte, 24)); err != nil || len(none) != 0 {
+		t.Errorf("an empty table: %v, %v", none, err)
+	}
+	if s := attest.GUIDVCEK.String(); s != "63da758d-e664-4564-adc5-f4b93be8accd" {
+		t.Errorf("GUID is %s", s)
+	}
+}
+
+func TestClaims(t *testing.T) {
+	m := attesttest.NewMachine(attesttest.Turin)
+	m.EditReport = func(r attesttest.Report) {
+		version5(3, 7)(r)
+		r.PutU64(attesttest.OffPolicy, 0x3FF0000|0x0137)
+		r.PutU64(attesttest.OffPlatformInfo, 0xFF)
+		r.PutU32(attesttest.OffVMPL, 2)
+	}
+	report := m.SignedReport([64]byte{0xAB})
+	r, err := attest.ParseReport(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(r.Claims())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]any{
+		"measurement": attesttest.LaunchDigest.String(), "report_data": "ab" + strings.Repeat("00", 63), "init_data": strings.Repeat("00", 32),
+		"policy_abi_major": 1.0, "policy_abi_minor": 55.0, "policy_smt_allowed": true, "policy_migrate_ma": true,
+		"policy_debug_allowed": true, "policy_single_socket": true, "policy_page_swap_disabled": true, "policy": "0x3ff0137",
+		"platform_smt_enabled": true, "platform_tsme_enabled": true, "platform_alias_check_complete": true, "platform_tio_enabled": true,
+		"reported_tcb_bootloader": 1.0, "reported_tcb_tee": 1.0, "reported_tcb_snp": 4.0, "reported_tcb_microcode": 81.0, "reported_tcb_fmc": 1.0,
+		"vmpl": 2.0, "report_version": 5.0, "product": "Turin", "cpuid": "1a/02/01", "signing_key": "vcek", "current_version": "1.55.49",
+		"launch_mit_vector": 3.0, "current_mit_vector": 7.0, "guest_svn": 0.0,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, expected %v", name, got[name], want)
+		}
+	}
+	none := withReport(func(r attesttest.Report) {
+		version2(r)
+		r.PutU64(attesttest.OffPolicy, 0x20000)
+		r.PutU64(attesttest.OffPlatformInfo, 0)
+	}).SignedReport([64]byte{})
+	if r, err = attest.ParseReport(none); err != nil {
+		t.Fatal(err)
+	}
+	c := r.Claims()
+	if c.Product != "" || c.CPUID != "" || c.LaunchMitigations != nil || c.PolicySMTAllowed || c.PolicyDebugAllowed || c.PlatformSMTEnabled || c.ReportedTCBFMC != nil {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestRegistryFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "eks.json")
+	r := attest.NewFileRegistry(path)
+	keep := func([]attest.Sighting) bool { return true }
+	s := attest.Sighting{EK: []byte{1}, ReportID: []byte{2}, BootID: "b", Clock: 3}
+	if err := r.Observe(t.Context(), s, func([]attest.Sighting) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("a sighting that is not kept made a file")
+	}
+	if err := r.Observe(t.Context(), s, keep); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	// Others are not shown; those with the EK or the boot id are.
+	for name, c := range map[string]struct {
+		s attest.Sighting
+		n int
+	}{
+		"other":         {attest.Sighting{EK: []byte{9}, BootID: "c"}, 0},
+		"same EK":       {attest.Sighting{EK: []byte{1}, BootID: "c"}, 1},
+		"same boot":     {attest.Sighting{EK: []byte{9}, BootID: "b"}, 1},
+		"no boot id":    {attest.Sighting{EK: []byte{9}}, 0},
+		"same in every": {s, 1},
+	} {
+		err := r.Observe(t.Context(), c.s, func(earlier []attest.Sighting) bool {
+			if len(earlier) != c.n {
+				t.Errorf("%s: %d earlier sightings, expected %d", name, len(earlier), c.n)
+			}
+			return false
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The same launch again takes the place of its earlier sighting.
+	s.Clock = 4
+	if err := r.Observe(t.Context(), s, keep); err != nil {
+		t.Fatal(err)
+	}
+	other := s
+	other.ReportID = []byte{8}
+	if err := r.Observe(t.Context(), other, keep); err != nil {
+		t.Fatal(err)
+	}
+	err = r.Observe(t.Context(), s, func(earlier []attest.Sighting) bool {
+		if len(earlier) != 2 || earlier[0].Clock != 4 {
+			t.Errorf("%+v", earlier)
+		}
+		return false
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nothing else is left in the folder.
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 2 {
+		t.Errorf("%v, %v", files, err)
+	}
+}
+
+func TestRegistryIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eks.json")
+	type file struct {
+		Schema    string            `json:"schema"`
+		Sightings []attest.Sighting `json:"sightings"`
+	}
+	f := file{Schema: "evtpm.registry/v1"}
+	for i := range attest.MaxSightings {
+		f.Sightings = append(f.Sightings, attest.Sighting{EK: []byte{byte(i >> 8), byte(i), 1}, ReportID: []byte{1}})
+	}
+	text, err := json.Marshal(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := attest.NewFileRegistry(path)
+	if err := r.Observe(t.Context(), attest.Sighting{EK: []byte{2}}, func([]attest.Sighting) bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	var after file
+	if err := json.Unmarshal(readFile(t, path), &after); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(after.Sightings); n != attest.MaxSightings || after.Sightings[0].EK[1] != 1 || after.Sightings[n-1].EK[0] != 2 {
+		t.Errorf("%d sightings, first %v, last %v", n, after.Sightings[0].EK, after.Sightings[n-1].EK)
+	}
+}
+
+func TestRegistryLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eks.json")
+	r := attest.NewFileRegistry(path)
+	inside, release := make(chan bool), make(chan bool)
+	go r.Observe(t.Context(), attest.Sighting{EK: []byte{1}}, func([]attest.Sighting) bool {
+		inside <- true
+		<-release
+		return true
+	})
+	<-inside
+	ctx, cancel := contextWithTimeout(t)
+	defer cancel()
+	if err := r.Observe(ctx, attest.Sighting{EK: []byte{2}}, func([]attest.Sighting) bool { t.Error("two at once"); return true }); err == nil {
+		t.Error("no error while another has the lock")
+	}
+	release <- true
+	if err := r.Observe(t.Context(), attest.Sighting{EK: []byte{2}}, func([]attest.Sighting) bool { return true }); err != nil {
+		t.Error(err)
+	}
+}
