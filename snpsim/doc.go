@@ -8,11 +8,11 @@
 //	root, _ := snpsim.OpenRoot(dir, "Genoa")  // ARK -> ASK, made once
 //	chip, _ := root.Chip("")                  // VCEK of this machine
 //	sp, _ := snpsim.NewSP(chip, snpsim.SPOptions{})
-//	svsm, _ := snpsim.StartSVSM(ctx, ...)     // fresh vTPM; QEMU's -tpmdev connects
+//	svsm, _ := snpsim.StartSVSM(ctx, ...)     // fresh vTPM; QEMU's -tpmdev connects to it
 //	// QEMU is started with -S
 //	seq, _ := snpsim.ReadSequence(ctx, mon, ...)  // what QEMU really holds
 //	sp.Launch(seq, params)                    // launch digest, REPORT_ID
-//	svsm.Provision(ctx)                       // EK bound to the report
+//	svsm.Provision(ctx, sp)                   // EK bound to the report
 //	go svsm.Serve(ctx, port)                  // SVSM attestation protocol
 //	// QEMU: cont
 //

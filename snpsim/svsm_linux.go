@@ -211,10 +211,7 @@ func (s *SVSM) accept() {
 func (s *SVSM) attach(guest *net.UnixConn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.over != nil:
-		return s.over
-	case s.guest != nil:
+	if s.guest != nil {
 		return errors.New("found a second data channel, expected one")
 	}
 	s.guest = guest
