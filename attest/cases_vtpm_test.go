@@ -799,6 +799,7 @@ func TestV23_PCRs(t *testing.T) {
 		"order":        func(ev *evidence.Evidence) { ev.PCRs[10], ev.PCRs[11] = ev.PCRs[11], ev.PCRs[10] },
 		"twice":        func(ev *evidence.Evidence) { ev.PCRs[11] = ev.PCRs[10] },
 		"out of range": func(ev *evidence.Evidence) { ev.PCRs[23].PCR = 24 },
+		"a hundred":    func(ev *evidence.Evidence) { ev.PCRs = append(ev.PCRs, make([]evidence.PCR, 76)...) },
 		"negative":     func(ev *evidence.Evidence) { ev.PCRs[0].PCR = -1 },
 		"short value":  func(ev *evidence.Evidence) { ev.PCRs[11].Value = ev.PCRs[11].Value[:31] },
 	} {

@@ -27,6 +27,7 @@ const (
 	hclReportSNP     = 2 // report type
 	hclHashSHA256    = 1
 	maxHCL           = 64 << 10
+	maxAzure         = 256 << 10 // evidence that lists numbers has 36 KiB
 )
 
 // ErrHCL is wrapped by every error about a malformed HCL report.
@@ -223,7 +224,7 @@ func readAzure(data []byte) (*azureEvidence, error) {
 		TPM     json.RawMessage `json:"tpm_quote"`
 	}
 	const what = "azure evidence"
-	if err := strictjson.Unmarshal(data, &v, evidence.MaxEvidence, what); err != nil {
+	if err := strictjson.Unmarshal(data, &v, maxAzure, what); err != nil {
 		return nil, err
 	}
 	out := new(azureEvidence)
@@ -234,7 +235,7 @@ func readAzure(data []byte) (*azureEvidence, error) {
 			PCRs      []byteList `json:"pcrs"`
 			Signature byteList   `json:"signature"`
 		}
-		if err := strictjson.Unmarshal(v.Quote, &q, evidence.MaxEvidence, what+": quote"); err != nil {
+		if err := strictjson.Unmarshal(v.Quote, &q, maxAzure, what+": quote"); err != nil {
 			return nil, err
 		}
 		var text string
@@ -252,7 +253,7 @@ func readAzure(data []byte) (*azureEvidence, error) {
 			PCRs      []hexString `json:"pcrs"`
 			Signature hexString   `json:"signature"`
 		}
-		if err := strictjson.Unmarshal(v.TPM, &q, evidence.MaxEvidence, what+": tpm_quote"); err != nil {
+		if err := strictjson.Unmarshal(v.TPM, &q, maxAzure, what+": tpm_quote"); err != nil {
 			return nil, err
 		}
 		out.hcl = v.HCL

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -8,13 +9,20 @@ import (
 	"github.com/evtpm/evtpm/strictjson"
 )
 
-// MaxEvidence bounds the JSON form of evidence.
-const MaxEvidence = MaxPayload
+// MaxEvidence bounds the JSON form of evidence in bytes, maxValues its values:
+// some 15 fields and 24 PCRs. A large document of small values takes long to read.
+const (
+	MaxEvidence = MaxPayload
+	maxValues   = 1000
+)
 
 // Parse reads evidence. Unknown and repeated fields, trailing data, another
 // schema, and base64 that is not in its one canonical form are errors. The
 // contents are left to package attest.
 func Parse(data []byte) (*Evidence, error) {
+	if n := bytes.Count(data, []byte(",")) + bytes.Count(data, []byte("[")) + bytes.Count(data, []byte("{")); n > maxValues {
+		return nil, fmt.Errorf("evidence: found more than %d values", maxValues)
+	}
 	ev := new(Evidence)
 	if err := strictjson.Unmarshal(data, ev, MaxEvidence, "evidence"); err != nil {
 		return nil, err
