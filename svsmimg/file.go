@@ -38,9 +38,9 @@ const (
 	// MaxSize is the largest file in bytes.
 	MaxSize = 512 << 20
 
-	// MaxPages is the largest number of 4 KiB pages that a file may place: 1 GiB
+	// MaxPages is the largest number of 4 KiB pages that a file may place: 512 MiB
 	// of guest memory.
-	MaxPages = 1 << 18
+	MaxPages = 1 << 17
 
 	maxHeaders       = MaxPages + 1024
 	maxParameterArea = 16 << 20

@@ -44,7 +44,11 @@ type PlatformInfo struct {
 	SharedGPABoundary Hex          `json:"shared_gpa_boundary"`
 	Policy            *Hex         `json:"policy,omitempty"`
 	Regions           []RegionInfo `json:"regions"`
-	VCPUs             []VCPUInfo   `json:"vcpus,omitempty"`
+
+	// RegionsLeftOut counts regions that are not listed: more than anyone reads.
+	RegionsLeftOut int `json:"regions_left_out,omitempty"`
+
+	VCPUs []VCPUInfo `json:"vcpus,omitempty"`
 }
 
 // RegionInfo is a run of guest memory of one kind.
@@ -173,8 +177,8 @@ func (f *File) countTypes() []HeaderCount {
 func (f *File) inspectPlatform(p *Platform) PlatformInfo {
 	info := PlatformInfo{
 		Type: p.Platform.String(), Mask: Hex(p.Mask), HighestVTL: p.HighestVTL, SharedGPABoundary: Hex(p.SharedGPABoundary),
-		Regions: f.inspectRegions(p.Mask),
 	}
+	info.Regions, info.RegionsLeftOut = f.inspectRegions(p.Mask)
 	if policy, ok := f.Policy(p.Platform); ok {
 		info.Policy = (*Hex)(&policy)
 	}
@@ -213,9 +217,13 @@ func (f *File) inspectContext(c *VPContext, vmsa bool) VCPUInfo {
 	return info
 }
 
+// maxRegions bounds the regions that are listed of a platform. Images have some
+// dozens.
+const maxRegions = 4096
+
 // inspectRegions lists what a platform's memory is filled with, in ascending order
-// of address, neighbours of one kind joined.
-func (f *File) inspectRegions(mask uint32) []RegionInfo {
+// of address, neighbours of one kind joined; and how many regions it left out.
+func (f *File) inspectRegions(mask uint32) (_ []RegionInfo, leftOut int) {
 	names := f.regions(mask)
 	areas := make(map[uint32]uint64)
 	var out []RegionInfo
@@ -259,6 +267,10 @@ func (f *File) inspectRegions(mask uint32) []RegionInfo {
 			out[n-1].Zeros += r.Zeros
 			continue
 		}
+		if len(out) == maxRegions {
+			leftOut++
+			continue
+		}
 		out = append(out, r)
 	}
 	slices.SortStableFunc(out, func(a, b RegionInfo) int { return cmp.Compare(a.GPA, b.GPA) })
@@ -271,7 +283,7 @@ func (f *File) inspectRegions(mask uint32) []RegionInfo {
 		}
 		joined = append(joined, r)
 	}
-	return joined
+	return joined, leftOut
 }
 
 func (r *RegionInfo) joins(next *RegionInfo) bool {

@@ -128,7 +128,7 @@ type run struct{ gpa, size uint64 }
 // runs lists the runs in ascending order of address. Pages whose contents the host
 // or the AMD-SP brings do not belong to any.
 func (f *File) runs(mask uint32) []run {
-	var out []run
+	out := make([]run, 0, 64)
 	for _, h := range f.Headers {
 		p, ok := h.(*PageData)
 		if !ok || p.Mask&mask == 0 || p.Kind != DataNormal {

@@ -180,6 +180,13 @@ type sequencer struct {
 
 func (b *sequencer) steps() []measure.Step {
 	areas := make(map[uint32]uint64)
+	most := 0 // at once, since a hostile file has a step for every header
+	for _, h := range b.f.Headers {
+		if mask, ok := maskOf(h); ok && mask&b.mask != 0 {
+			most++
+		}
+	}
+	b.out = make([]measure.Step, 0, most)
 	for i, h := range b.f.Headers {
 		switch h := h.(type) {
 		case *ParameterArea:

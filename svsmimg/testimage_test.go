@@ -93,6 +93,7 @@ type elfImage struct {
 	base    uint64
 	entry   uint64
 	symbols int
+	tiny    bool // a few bytes of file
 }
 
 // buildELF makes a static ELF file with the segments of COCONUT's linker script:
@@ -112,20 +113,31 @@ func buildELF(o elfImage) []byte {
 		{elf.PF_R | elf.PF_W, o.base + 0x9000, 0x1800, 0x7000},
 		{elf.PF_R | elf.PF_W, o.base + 0x10000, 0, 0x3000},
 	}
+	fileAlign := pageSize
+	if o.tiny {
+		fileAlign = 16
+		for i := range segs {
+			segs[i].filesz = min(segs[i].filesz, 0x48)
+		}
+	}
 	le := binary.LittleEndian
 	var file bytes.Buffer
 	put := func(v any) { _ = binary.Write(&file, le, v) }
 	const headerSize, progSize = 64, 56
-	offset := uint64(pageSize)
+	bodyAt := headerSize + len(segs)*progSize
+	if !o.tiny {
+		bodyAt = pageSize
+	}
+	offset := uint64(bodyAt)
 	var progs []elf.Prog64
 	var body []byte
 	for i, s := range segs {
 		progs = append(progs, elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(s.flags), Off: offset, Vaddr: s.vaddr, Paddr: s.vaddr, Filesz: uint64(s.filesz), Memsz: uint64(s.memsz), Align: pageSize})
 		body = append(body, filler(s.filesz, uint64(i+1))...)
-		for len(body)%pageSize != 0 {
+		for len(body)%fileAlign != 0 {
 			body = append(body, 0)
 		}
-		offset = pageSize + uint64(len(body))
+		offset = uint64(bodyAt + len(body))
 	}
 	var symtab, strtab, names []byte
 	strtab = []byte{0}
@@ -143,7 +155,7 @@ func buildELF(o elfImage) []byte {
 		symtab = le.AppendUint64(symtab, 16)
 	}
 	names = []byte("\x00.symtab\x00.strtab\x00.shstrtab\x00")
-	symAt := uint64(pageSize + len(body))
+	symAt := uint64(bodyAt + len(body))
 	strAt := symAt + uint64(len(symtab))
 	namesAt := strAt + uint64(len(strtab))
 	sectionsAt := alignUp(namesAt+uint64(len(names)), 8)
@@ -156,7 +168,7 @@ func buildELF(o elfImage) []byte {
 	for _, p := range progs {
 		put(p)
 	}
-	file.Write(make([]byte, pageSize-file.Len()))
+	file.Write(make([]byte, bodyAt-file.Len()))
 	file.Write(body)
 	if o.symbols == 0 {
 		return file.Bytes()
@@ -193,4 +205,44 @@ func coconutFiles() map[string][]byte {
 // coconutRecipe is a recipe for them.
 func coconutRecipe() *Recipe {
 	return &Recipe{Version: 1, Kind: KindCoconut, BootLoader: "bldr", Kernel: "svsm", Filesystem: "fs", Firmware: "OVMF.fd", Features: []string{"vtpm"}}
+}
+
+// tinyFiles are the smallest inputs of a COCONUT image.
+func tinyFiles() map[string][]byte {
+	i := ovmftest.AmdSev()
+	i.Size = pageSize
+	return map[string][]byte{"bldr": filler(40, 7), "svsm": buildELF(elfImage{entry: 0x40, symbols: 3, tiny: true}), "fs": filler(20, 9), "OVMF.fd": ovmftest.Build(i)}
+}
+
+// shrunk is a file whose pages share one page of data, so that it is small.
+func shrunk(f *File) *File {
+	b := newBuilder(f.Version)
+	b.f.Architecture = f.Architecture
+	page := filler(pageSize, 1)
+	for _, h := range f.Headers {
+		switch h := h.(type) {
+		case *PageData:
+			c := *h
+			c.Data = Blob{}
+			if h.Data.Size == pageSize && h.Kind == DataNormal {
+				c.Data = b.blob(page)
+			}
+			b.add(&c)
+		case *ParameterArea:
+			c := *h
+			c.Data = Blob{}
+			b.add(&c)
+		case *VPContext:
+			c := *h
+			c.Data = b.blob(f.Bytes(h.Data))
+			b.add(&c)
+		case *CoRIM:
+			c := *h
+			c.Data = b.blob(f.Bytes(h.Data))
+			b.add(&c)
+		default:
+			b.add(h)
+		}
+	}
+	return must(b.file())
 }

@@ -95,6 +95,9 @@ func svsmText(info *svsmimg.Info) []byte {
 			}
 			line("  %-18s %#10x  %-16s %-22s measured: %s%s", r.GPA, uint64(r.Size), r.Type, r.Name, r.Measured, zeros)
 		}
+		if p.RegionsLeftOut > 0 {
+			line("  and %d more", p.RegionsLeftOut)
+		}
 		for i, v := range p.VCPUs {
 			line("  vCPU %d, save area at %s", v.Index, v.GPA)
 			if i > 0 && slices.Equal(v.Registers, p.VCPUs[0].Registers) && v.Bad == p.VCPUs[0].Bad {
