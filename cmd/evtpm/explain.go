@@ -64,8 +64,9 @@ func (u *ui) explain(c *cli.Context) error {
 		return err
 	}
 	defer l.close()
-	if l.Firmware == nil || l.svsm != nil || l.mode == modeOVMFHash {
-		return errors.New("explain: expected a launch of OVMF; for SVSM images see evtpm svsm diff")
+	image := l.plan != nil && l.plan.SVSMImage != nil
+	if l.svsm != nil || l.mode == modeOVMFHash || l.Firmware == nil && !image {
+		return errors.New("explain: expected a launch of OVMF, or a spec with an SVSM image")
 	}
 	found, err := u.found(c)
 	if err != nil {
@@ -78,7 +79,12 @@ func (u *ui) explain(c *cli.Context) error {
 	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
 	defer cancel()
 	start := time.Now()
-	result, err := explain.Digest(ctx, l.Launch, found.digest, candidates)
+	var result *explain.Result
+	if image {
+		result, err = explainSVSM(ctx, l, found.digest)
+	} else {
+		result, err = explain.Digest(ctx, l.Launch, found.digest, candidates)
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return withClass(attest.ClassTimeout, err)
 	}

@@ -613,8 +613,11 @@ func (l *launchInput) profileText() string {
 	if l.Options.VMM != measure.VMMQEMU {
 		cpu = "vCPUs as " + string(l.Options.VMM) + " starts them"
 	}
-	text := fmt.Sprintf("%s, %d vCPUs, %s", l.profile(), l.Options.VCPUs, cpu)
-	if l.Options.Mode == measure.ModeSNP && l.svsm == nil {
+	if l.plan != nil && l.plan.SVSMImage != nil {
+		cpu = "registers from the SVSM image"
+	}
+	text := fmt.Sprintf("%s, %s, %s", l.profile(), countText(l.Options.VCPUs), cpu)
+	if l.Options.Mode == measure.ModeSNP && l.svsm == nil && l.Firmware != nil {
 		text += ", guest features " + explain.FeatureText(l.Options.GuestFeatures)
 	}
 	return text
@@ -660,4 +663,11 @@ func parseOnOff(flag, text string) (bool, error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("--%s: found %q, expected on or off", flag, text)
+}
+
+func countText(vcpus int) string {
+	if vcpus == 1 {
+		return "1 vCPU"
+	}
+	return fmt.Sprintf("%d vCPUs", vcpus)
 }

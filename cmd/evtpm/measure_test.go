@@ -107,3 +107,24 @@ func TestVectors(t *testing.T) {
 	t.Logf("vectors: %d run, %d equal, %d differing by a documented rule, %d missing, %d wrong",
 		len(v.Vectors)-missing, equal, documented, missing, wrong)
 }
+
+// TestExplainSVSM: the digest that hardware gave for this launch has zero pages
+// of the AMD-SP's own type, which the image's default does not.
+func TestExplainSVSM(t *testing.T) {
+	image := filepath.Join(testdata(t), "fixtures", "svsm", "svsm-epyc-v4-4vcpu.igvm")
+	spec := filepath.Join(t.TempDir(), "svsm.yaml")
+	doc := "version: 1\nname: svsm\nplatform: snp\nsvsm: {image: " + image + "}\ncpu: {model: EPYC-v4, count: 4}\n"
+	if err := os.WriteFile(spec, []byte(doc), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for digest, want := range map[string]string{
+		"27d154c27b7b359c935e250ec6fee72aa0ae8c1225e3b0e1cf46a9567e938066d7d6f94bbdc4a857818bdb79277a44b2": "matches with pages without data measured as the AMD-SP's zero pages\n",
+		"6609cb03a5c2920b40c0b30841a1e54f70ce9f6cc9c638473e20c1ff7af21a827befe369ceac05e5366a876995ccd5a2": "matches\n",
+		strings.Repeat("11", 48): "no variant matches; the first region that cannot be explained: SVSM image at 0xffc84000",
+	} {
+		out, _, err := runEvtpm(t, "-q", "explain", spec, "--digest", digest)
+		if !strings.HasPrefix(out, want) {
+			t.Errorf("%s: found %q and error %v, expected %q", digest, out, err, want)
+		}
+	}
+}

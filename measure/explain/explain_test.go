@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -206,6 +207,58 @@ func TestUnexplained(t *testing.T) {
 	}
 	if r.Unexplained[0].Tried != "2 builds" || r.Unexplained[0].GPA != 0xffff0000 {
 		t.Errorf("found %+v", r.Unexplained[0])
+	}
+}
+
+func TestSequences(t *testing.T) {
+	variant := func(gpa uint64, vcpus, expected int, diffs ...explain.Difference) explain.Variant {
+		s := &measure.Sequence{Steps: []measure.Step{{Type: measure.PageZero, GPA: gpa, Size: 4096}}}
+		for range vcpus {
+			s.VMSAs = append(s.VMSAs, measure.Step{Type: measure.PageVMSA, GPA: measure.VMSAGPA, Size: 4096})
+		}
+		return explain.Variant{Sequence: s, VCPUs: expected > 0, Expected: expected, Differences: diffs}
+	}
+	digest := func(v explain.Variant, vcpus int) measure.Digest {
+		v.Sequence.VMSAs = v.Sequence.VMSAs[:vcpus]
+		d, err := v.Sequence.LaunchDigest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	bsp := explain.Difference{Field: "host_profile", Text: "host profile kvm-bsp instead of kvm"}
+	variants := []explain.Variant{
+		variant(0, 1, 0, bsp),
+		variant(0x1000, 8, 4),
+		variant(0x2000, 1, 0),
+		variant(1, 8, 4), // could not be launched
+	}
+	for _, c := range []struct {
+		digest measure.Digest
+		want   string
+	}{
+		{digest(variant(0, 1, 0), 1), "true host profile kvm-bsp instead of kvm"},
+		{digest(variant(0x1000, 8, 4), 4), "true"},
+		{digest(variant(0x1000, 8, 4), 7), "true 7 vCPUs instead of 4"},
+		{digest(variant(0x2000, 1, 0), 1), "true"},
+		{digest(variant(0x3000, 1, 0), 1), "false"},
+	} {
+		r, err := explain.Sequences(context.Background(), c.digest, variants)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := []string{fmt.Sprint(r.Matched)}
+		for _, d := range r.Differences {
+			got = append(got, d.Text)
+		}
+		if s := strings.Join(got, " "); s != c.want || r.Tried != 10 {
+			t.Errorf("found %q after %d, expected %q after 10", s, r.Tried, c.want)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := explain.Sequences(ctx, measure.Digest{}, variants); !errors.Is(err, context.Canceled) {
+		t.Errorf("found error %v, expected that the context was canceled", err)
 	}
 }
 
