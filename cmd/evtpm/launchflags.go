@@ -566,6 +566,9 @@ func (l *launchInput) describe(p *parameters) {
 	}
 	value("mode", string(p.mode))
 	value("firmware", p.ovmf+p.ovmfHash[:min(len(p.ovmfHash), 2*measure.DigestSize)])
+	if d := l.Firmware.Prefix; !d.IsZero() {
+		value("ovmf_hash", d.String())
+	}
 	if l.Boot != nil {
 		l.files = append(l.files, measure.GoldenInput{Name: "kernel", SHA256: l.Boot.Kernel[:], Value: l.Boot.KernelName})
 		if l.Boot.Initrd != measure.NoInitrd {
