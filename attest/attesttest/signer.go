@@ -89,11 +89,11 @@ func newSigner(line string, ark, ask int) *Signer {
 	return s
 }
 
-// Name is a subject in AMD's manner.
+// Name is a subject in AMD's manner, that nobody takes for AMD's.
 func Name(cn string) pkix.Name {
 	return pkix.Name{
 		OrganizationalUnit: []string{"Engineering"}, Country: []string{"US"}, Locality: []string{"Santa Clara"},
-		Province: []string{"CA"}, Organization: []string{"Advanced Micro Devices"}, CommonName: cn,
+		Province: []string{"CA"}, Organization: []string{"tests - SIMULATED"}, CommonName: cn,
 	}
 }
 

@@ -21,6 +21,7 @@ func commands(u *ui) []*cli.Command {
 		reportCommand(u),
 		certsCommand(u),
 		policyCommand(u),
+		evidenceCommand(u),
 		completionCommand(u), manCommand(u),
 	}...)
 }
