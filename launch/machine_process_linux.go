@@ -26,7 +26,7 @@ func startTime(pid int) (start uint64, runs bool, err error) {
 	}
 	// The second field is the name in parentheses, which can hold anything.
 	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	const state, starttime = 3 - 3, 22 - 3 // proc_pid_stat(5) counts from 1
+	const state, starttime = 0, 19 // fields 3 and 22 of proc_pid_stat(5)
 	if len(fields) <= starttime {
 		return 0, false, fmt.Errorf("process %d: unexpected contents of its stat file", pid)
 	}

@@ -69,7 +69,7 @@ func (u *ui) console(ctx context.Context, conn net.Conn, raw bool) error {
 			close(left)
 		}
 	}()
-	out := io.Writer(u.out)
+	out := u.out
 	if !raw {
 		out = &consoleFilter{w: u.out}
 	}

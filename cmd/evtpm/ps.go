@@ -79,5 +79,5 @@ func psTable(w io.Writer, machines []launch.Record, now time.Time) {
 		note, _, _ := strings.Cut(m.Reason, "\n")
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", m.Name, state, platform, printable(verdict), age, printable(note))
 	}
-	t.Flush()
+	_ = t.Flush() // standard output's reader is gone
 }
