@@ -40,7 +40,7 @@ func (u *ui) verdict(v *attest.Verdict) {
 			u.say("%s %s%s", m.passed, c.Name, brief(c.Found))
 		case c.Status == attest.NotApplicable:
 			u.say("%s %s: %s", m.skipped, c.Name, printable(c.Note))
-			u.values("     ", "", c.Found)
+			u.values("     ", "", telling(c.Found))
 		case c.Reason == string(attest.ReasonNotMade):
 			notMade = append(notMade, c.Name)
 		default:
@@ -68,6 +68,14 @@ func (u *ui) values(indent, label, text string) {
 	for _, line := range strings.Split(text, "\n") {
 		u.say("%s%s%s", indent, label, printable(line))
 	}
+}
+
+// telling is what a check saw, if that is more than zeros.
+func telling(s string) string {
+	if strings.Trim(s, "0") == "" {
+		return ""
+	}
+	return s
 }
 
 // brief is what a passed check saw, if it is short.
