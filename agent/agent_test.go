@@ -651,8 +651,8 @@ func TestEventLogBounds(t *testing.T) {
 	p.refused("event log: no permission")
 }
 
-// L-23: what a hostile or broken peer can send, and when.
-func TestHostileFrames(t *testing.T) {
+// What a hostile or broken peer can send, and when.
+func TestL23_HostileFrames(t *testing.T) {
 	header := func(length uint32) []byte {
 		return []byte{'e', 'v', 't', 'p', 1, byte(evidence.FrameChallenge), 0, 0, byte(length >> 24), byte(length >> 16), byte(length >> 8), byte(length)}
 	}

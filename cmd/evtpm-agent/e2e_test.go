@@ -273,7 +273,7 @@ func challenge(n byte, bank string) evidence.Challenge {
 func TestE2EInit(t *testing.T) {
 	need(t, nil, modulesPath)
 	m := boot(t, guest{
-		firmware: ovmfPath, memory: "256M", cmdline: "quiet console=ttyS0",
+		firmware: ovmfPath, memory: "256M", cmdline: "quiet console=ttyS0 -- -tcp :7600",
 		initrd: initrd(t, "configfs.ko.xz", "tsm.ko.xz", "sev-guest.ko.xz", "button.ko.xz"),
 	})
 	m.serveSVSM()
@@ -350,7 +350,7 @@ func TestE2EInit(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Error("the power button does not end the VM")
 	}
-	for _, want := range []string{"evtpm-agent: version e2e, first process", "evtpm-agent: serving virtio-serial /dev/vport", "evtpm-agent: powering off"} {
+	for _, want := range []string{"evtpm-agent: version e2e, first process", "evtpm-agent: serving virtio-serial /dev/vport", "evtpm-agent: serving tcp [::]:7600", "evtpm-agent: powering off"} {
 		if !strings.Contains(m.console(), want) {
 			t.Errorf("console lacks %q", want)
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -49,7 +50,10 @@ func runInit() {
 		shutdown()
 	}()
 	say("version %s, first process", version)
-	if err := serve(ctx, os.Args[1:]); err != nil && ctx.Err() == nil {
+	// What the firmware appends to the kernel's command line ends up among the
+	// arguments, where that has any.
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { return a == "initrd=initrd" })
+	if err := serve(ctx, args); err != nil && ctx.Err() == nil {
 		say("error: %v", err)
 	}
 	<-ctx.Done()
