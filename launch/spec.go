@@ -59,7 +59,7 @@ type Spec struct {
 	Libvirt Libvirt `json:"libvirt,omitzero" doc:"The libvirt to ask, for backend libvirt."`
 
 	Firmware     Firmware `json:"firmware,omitzero" doc:"The OVMF image. Not given when svsm.image holds the firmware."`
-	SVSM         *SVSM    `json:"svsm,omitempty" doc:"The SVSM image, on platform snp."`
+	SVSM         *SVSM    `json:"svsm,omitempty" doc:"The SVSM image. On platform sim its firmware alone runs, and all of it is measured: what is simulated is the SVSM."`
 	Kernel       string   `json:"kernel,omitempty" kind:"path" doc:"Kernel for a direct boot."`
 	Initrd       string   `json:"initrd,omitempty" kind:"path" doc:"Initial RAM disk of the direct boot."`
 	Cmdline      string   `json:"cmdline,omitempty" max:"2047" doc:"Kernel command line of the direct boot: one line, measured as it stands. Linux on x86 drops silently what is beyond 2047 bytes."`

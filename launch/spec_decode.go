@@ -138,9 +138,6 @@ func (d *decoder) node(n *yaml.Node, v reflect.Value, f field, path string) {
 			v.SetString(n.Value)
 		}
 	case reflect.Bool:
-		if !d.scalar(n, v.Type(), path) {
-			return
-		}
 		if n.Style != 0 || n.Value != "true" && n.Value != "false" {
 			d.add(path, "found %s, expected true or false", describe(n))
 			return

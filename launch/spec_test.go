@@ -92,6 +92,41 @@ func TestSpecDefaults(t *testing.T) {
 	}
 }
 
+// TestSpecLibvirtURI: a URI says where, and nothing that is executed.
+func TestSpecLibvirtURI(t *testing.T) {
+	for uri, good := range map[string]bool{
+		"qemu:///system":                         true,
+		"qemu:///session":                        true,
+		"qemu+unix:///system":                    true,
+		"qemu+ssh://host/system":                 true,
+		"qemu+ssh://root@host:2222/session":      true,
+		"qemu+ssh://[::1]/system":                true,
+		"test:///default":                        false,
+		"qemu:///":                               false,
+		"qemu:system":                            false,
+		"qemu+ssh:///system":                     false,
+		"qemu://host/system":                     false,
+		"qemu://user@/system":                    false,
+		"qemu+ssh://%zz/system":                  false,
+		"qemu+ssh://-oProxyCommand=x/system":     false,
+		"qemu+ssh://-lx@host/system":             false,
+		"qemu+ssh://root:secret@host/system":     false,
+		"qemu+ssh://host/system?command=/bin/sh": false,
+		"qemu+unix:///system?socket=/tmp/x":      false,
+		"qemu:///system#x":                       false,
+		"qemu+tls://host/system":                 false,
+		"qemu+ssh://host/etc/passwd":             false,
+	} {
+		_, err := load(with("backend: libvirt", "libvirt: {uri: '"+uri+"'}"))
+		if (err == nil) != good {
+			t.Errorf("%s: found %v, expected it to be good: %v", uri, err, good)
+		}
+		if err != nil && !strings.HasPrefix(err.Error(), "a.yaml:10: libvirt.uri: found \"") {
+			t.Errorf("%s: found %v", uri, err)
+		}
+	}
+}
+
 // TestSpecMAC: cards have addresses of their own, the same at every launch.
 func TestSpecMAC(t *testing.T) {
 	macs := make(map[string]bool)
@@ -145,6 +180,7 @@ func TestSpecAccepts(t *testing.T) {
 		"host data digits only": with("host_data: " + strings.Repeat("12", 32)),
 		"host data base64":      with("host_data: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
 		"host data zeros":       with("host_data: " + zeros),
+		"replacement character": "# \ufffd\n" + demo,
 		"empty command line":    with(`cmdline: ""`),
 		"command line of 2047":  with("cmdline: " + strings.Repeat("x", 2047)),
 		"longest name":          with("name: a" + strings.Repeat("-", 62)),
@@ -163,6 +199,7 @@ func TestSpecAccepts(t *testing.T) {
 		"IGVM":            snp("firmware: {}", "svsm: {image: a.igvm, device_plane: true}", "host_profile: kvm-direct"),
 		"ready ID block":  with("id_block: {block: b, auth: a}"),
 		"ID block":        with("id_block: {id_key: k, author_key: a, svn: 4294967295}"),
+		"IGVM on sim":     with("firmware: {}", "svsm: {image: a.igvm}"),
 		"huge pages":      with("hugepages: 2M"),
 		"empty lists":     with("disks: []", "networks: []"),
 		"few PCRs":        with("attestation: {pcrs: [9, 4, 0]}"),
@@ -341,29 +378,32 @@ func TestSpecRefuses(t *testing.T) {
 				`a.yaml:12: found "rng" as a field's name, expected a plain one`,
 			},
 		},
-		"C-01 large":             {demo + strings.Repeat("#", maxSpecBytes), []string{`a.yaml: found more than 65536 bytes`}},
-		"C-04 empty":             {"", []string{`a.yaml: found an empty document, expected a mapping that begins with version: 1`}},
-		"C-04 comment":           {"# nothing\n", []string{`a.yaml: found an empty document, expected a mapping that begins with version: 1`}},
-		"C-04 no mapping":        {"- a\n", []string{`a.yaml:1: found a list, expected a mapping that begins with version: 1`}},
-		"C-04 two documents":     {demo + "---\n" + demo, []string{`a.yaml: found a second document, expected one`}},
-		"C-04 garbage after":     {demo + "...\n}\n", []string{`a.yaml:9: not YAML: did not find expected <document start>`}},
-		"C-04 BOM":               {"\xef\xbb\xbf" + demo, []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
-		"C-04 UTF-16":            {"\xff\xfev\x00", []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
-		"C-04 UTF-16, other":     {"\xfe\xff\x00v", []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
-		"C-04 NUL":               {with("cmdline: a\x00b"), []string{`a.yaml:7: found the control character U+0000`}},
-		"C-04 escape":            {with("cmdline: a\x1b[2J"), []string{`a.yaml:7: found the control character U+001B`}},
-		"C-04 C1":                {with("cmdline: a\u0085b"), []string{`a.yaml:7: found the control character U+0085`}},
-		"C-04 line separator":    {with("cmdline: a\u2028b"), []string{`a.yaml:7: found the line separator U+2028`}},
-		"C-04 right to left":     {with("cmdline: a\u202eb"), []string{`a.yaml:7: found U+202E, which shows text in another order than it has`}},
-		"C-04 BOM inside":        {with("cmdline: a\ufeffb"), []string{`a.yaml:7: found a byte order mark`}},
-		"C-04 invalid UTF-8":     {with("cmdline: a\xffb"), []string{`a.yaml:7: found invalid UTF-8`}},
-		"C-04 tabs":              {with("cpu:\n\tcount: 1"), []string{`a.yaml:10: not YAML: found character that cannot start any token`}},
-		"C-04 escaped NUL":       {with(`cmdline: "a\0b"`), []string{`a.yaml:7: cmdline: found the control character '\x00', expected one line of plain text`}},
-		"C-09 newline":           {with(`cmdline: "a\nb"`), []string{`a.yaml:7: cmdline: found the control character '\n', expected one line of plain text`}},
-		"C-09 newline in a path": {with(`kernel: "a\nb"`), []string{`a.yaml:5: kernel: found the control character '\n', expected one line of plain text`}},
-		"C-14 newer version":     {"version: 2\nname: demo\nfuture: [1]\n", []string{`a.yaml:1: version: found 2, expected 1: written for a newer evtpm than this one`}},
-		"C-14 version later":     {"name: demo\nversion: 2\nfuture: [1]\n", []string{`a.yaml:2: version: found 2, expected 1: written for a newer evtpm than this one`}},
-		"version 0":              {with("version: 0"), []string{`a.yaml:1: version: found 0, expected 1`}},
+		"C-01 large":               {demo + strings.Repeat("#", maxSpecBytes), []string{`a.yaml: found more than 65536 bytes`}},
+		"C-04 empty":               {"", []string{`a.yaml: found an empty document, expected a mapping that begins with version: 1`}},
+		"C-04 comment":             {"# nothing\n", []string{`a.yaml: found an empty document, expected a mapping that begins with version: 1`}},
+		"C-04 no mapping":          {"- a\n", []string{`a.yaml:1: found a list, expected a mapping that begins with version: 1`}},
+		"C-04 two documents":       {demo + "---\n" + demo, []string{`a.yaml: found a second document, expected one`}},
+		"C-04 garbage after":       {demo + "...\n}\n", []string{`a.yaml:9: not YAML: did not find expected <document start>`}},
+		"C-04 BOM":                 {"\xef\xbb\xbf" + demo, []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
+		"C-04 UTF-16":              {"\xff\xfev\x00", []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
+		"C-04 UTF-16, other":       {"\xfe\xff\x00v", []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
+		"C-04 NUL":                 {with("cmdline: a\x00b"), []string{`a.yaml:7: found the control character U+0000`}},
+		"C-04 escape":              {with("cmdline: a\x1b[2J"), []string{`a.yaml:7: found the control character U+001B`}},
+		"C-04 C1":                  {with("cmdline: a\u0085b"), []string{`a.yaml:7: found the control character U+0085`}},
+		"C-04 line separator":      {with("cmdline: a\u2028b"), []string{`a.yaml:7: found the line separator U+2028`}},
+		"C-04 right to left":       {with("cmdline: a\u202eb"), []string{`a.yaml:7: found U+202E, which shows text in another order than it has`}},
+		"C-04 paragraph separator": {with("cmdline: a\u2029b"), []string{`a.yaml:7: found the line separator U+2029`}},
+		"C-04 isolate":             {with("cmdline: a\u2066b"), []string{`a.yaml:7: found U+2066, which shows text in another order than it has`}},
+		"C-04 escaped DEL":         {with(`cmdline: "a\x7fb"`), []string{`a.yaml:7: cmdline: found the control character '\x7f', expected one line of plain text`}},
+		"C-04 BOM inside":          {with("cmdline: a\ufeffb"), []string{`a.yaml:7: found a byte order mark`}},
+		"C-04 invalid UTF-8":       {with("cmdline: a\xffb"), []string{`a.yaml:7: found invalid UTF-8`}},
+		"C-04 tabs":                {with("cpu:\n\tcount: 1"), []string{`a.yaml:10: not YAML: found character that cannot start any token`}},
+		"C-04 escaped NUL":         {with(`cmdline: "a\0b"`), []string{`a.yaml:7: cmdline: found the control character '\x00', expected one line of plain text`}},
+		"C-09 newline":             {with(`cmdline: "a\nb"`), []string{`a.yaml:7: cmdline: found the control character '\n', expected one line of plain text`}},
+		"C-09 newline in a path":   {with(`kernel: "a\nb"`), []string{`a.yaml:5: kernel: found the control character '\n', expected one line of plain text`}},
+		"C-14 newer version":       {"version: 2\nname: demo\nfuture: [1]\n", []string{`a.yaml:1: version: found 2, expected 1: written for a newer evtpm than this one`}},
+		"C-14 version later":       {"name: demo\nversion: 2\nfuture: [1]\n", []string{`a.yaml:2: version: found 2, expected 1: written for a newer evtpm than this one`}},
+		"version 0":                {with("version: 0"), []string{`a.yaml:1: version: found 0, expected 1`}},
 		"nothing given": {
 			"{}", []string{
 				`a.yaml: version: missing, expected 1`,
@@ -382,7 +422,7 @@ func TestSpecRefuses(t *testing.T) {
 				`a.yaml:8: memory: found 0, expected 128M to 8T`,
 				`a.yaml:12: host_profile: found "", expected one of kvm, kvm-bsp, kvm-direct`,
 				`a.yaml:15: networks[0].mac: found "", expected a unicast MAC address in lower case, such as 52:54:00:12:34:56`,
-				`a.yaml:14: libvirt.uri: found "", expected qemu:///system, qemu:///session or qemu+ssh://HOST/system`,
+				`a.yaml:14: libvirt.uri: found "", expected qemu:///system, qemu:///session or qemu+ssh://[USER@]HOST[:PORT]/system, without parameters`,
 				`a.yaml:13: cpu.guest_features: found 0x0, expected bit 0 (SNPActive) set`,
 			},
 		},
@@ -401,15 +441,12 @@ func TestSpecRefuses(t *testing.T) {
 		"report version 4":          {with("sim: {report_version: 4}"), []string{`a.yaml:9: sim.report_version: found 4, expected 3 or 5`}},
 		"report version 2":          {with("sim: {report_version: 2}"), []string{`a.yaml:9: sim.report_version: found 2, expected 3 to 5`}},
 		"sim on snp":                {snp("sim: {}"), []string{`a.yaml:9: sim: found on platform snp, expected only on platform sim`}},
-		"svsm on sim":               {with("firmware: {}", "svsm: {image: i}"), []string{`a.yaml:9: svsm: found on platform sim, expected only on platform snp: what is simulated is the SVSM`}},
 		"features with SVSM":        {snp("firmware: {}", "svsm: {image: i}", "cpu: {guest_features: 1}"), []string{`a.yaml:10: cpu.guest_features: found with svsm.image, expected nothing: the VMSA in the image says it`}},
 		"tcg on snp":                {snp("qemu: {accel: tcg}"), []string{`a.yaml:9: qemu.accel: found "tcg", expected kvm: SEV-SNP is KVM's`}},
 		"machine":                   {snp("qemu: {machine: 'q35,smm=on'}"), []string{`a.yaml:9: qemu.machine: found "q35,smm=on", expected q35, or a version of it such as pc-q35-10.0`}},
 		"program":                   {snp("qemu: {binary: ./qemu}"), []string{`a.yaml:9: qemu.binary: found "./qemu", expected a program's name, or an absolute path`}},
 		"C-08 program":              {snp("qemu: {binary: -x}"), []string{`a.yaml:9: qemu.binary: found "-x", expected a program's name, or an absolute path`}},
 		"libvirt without backend":   {with("libvirt: {}"), []string{`a.yaml:9: libvirt: found with backend qemu, expected only with backend libvirt`}},
-		"libvirt other driver":      {with("backend: libvirt", "libvirt: {uri: 'test:///default'}"), []string{`a.yaml:10: libvirt.uri: found "test:///default", expected qemu:///system, qemu:///session or qemu+ssh://HOST/system`}},
-		"libvirt other path":        {with("backend: libvirt", "libvirt: {uri: 'qemu:///'}"), []string{`a.yaml:10: libvirt.uri: found path "/", expected /system or /session`}},
 		"no firmware":               {with("firmware: {}"), []string{`a.yaml:4: firmware.path: missing, expected an OVMF image, or svsm.image that holds one`}},
 		"two firmwares":             {snp("svsm: {image: i}"), []string{`a.yaml:4: firmware.path: found beside svsm.image, expected one of them: QEMU loads no firmware besides an IGVM file`}},
 		"empty path":                {with("firmware: {path: ''}"), []string{`a.yaml:4: firmware.path: found a path of 0 characters, expected 1 to 4095`}},
@@ -485,6 +522,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"vsock":             {with("vsock: {cid: 2}"), []string{`a.yaml:9: vsock.cid: found 2, expected 3 to 4294967294`}},
+		"large cid":         {with("vsock: {cid: 0xffffffff}"), []string{`a.yaml:9: vsock.cid: found 4294967295, expected 3 to 4294967294`}},
 		"no cid":            {with("vsock: {}"), []string{`a.yaml:9: vsock.cid: missing, expected 3 to 4294967294`}},
 		"agent, no device":  {with("agent: {transport: vsock}"), []string{`a.yaml:9: agent.transport: found vsock without a vsock device, expected vsock.cid`}},
 		"agent, no network": {with("agent: {transport: tcp, address: 'h:1'}"), []string{`a.yaml:9: agent.transport: found tcp without a network card, expected networks`}},
@@ -574,7 +612,16 @@ func TestSpecMadeInCode(t *testing.T) {
 			t.Errorf("%s: found %s after filling in, expected %s", c.what, c.got, c.want)
 		}
 	}
+	s.CPU.Count = -1
+	if err := s.Validate(); err == nil || err.Error() != "spec: cpu.count: found -1, expected 1 to 512" {
+		t.Errorf("found %v, expected an error about cpu.count", err)
+	}
 	s.CPU.Count = 512
+	s.Libvirt.URI = "qemu:///system"
+	if err := s.Validate(); err == nil || err.Error() != "spec: libvirt: found with backend qemu, expected only with backend libvirt" {
+		t.Errorf("found %v, expected an error about libvirt", err)
+	}
+	s.Libvirt.URI = ""
 	s.HostData = measure.HexBytes{1}
 	if err := s.Validate(); err == nil || err.Error() != "spec: host_data: found 1 bytes, expected 32" {
 		t.Errorf("found %v, expected an error about host_data", err)

@@ -90,18 +90,16 @@ func (p *problems) value(f field, v reflect.Value, path string) {
 		}
 		return
 	}
-	lo, hasLo := f.number("min")
-	hi, hasHi := f.number("max")
 	switch v.Kind() {
 	case reflect.String:
 		p.text(f, v.String(), path)
-	case reflect.Int:
-		if n := v.Int(); hasLo && n < int64(lo) || hasHi && n > int64(hi) {
-			p.add(path, "found %d%s", n, expectation(f))
-		}
-	case reflect.Uint32, reflect.Uint64:
-		if n := v.Uint(); hasLo && n < lo || hasHi && n > hi {
-			p.add(path, "found %d%s", n, expectation(f))
+	case reflect.Int, reflect.Uint32, reflect.Uint64:
+		// A negative number becomes a large one, and every int has a maximum.
+		n := v.Convert(reflect.TypeFor[uint64]()).Uint()
+		lo, _ := f.number("min")
+		hi, ok := f.number("max")
+		if n < lo || ok && n > hi {
+			p.add(path, "found %v%s", v, expectation(f))
 		}
 	}
 }
@@ -151,17 +149,15 @@ func expectation(f field) string {
 	if enum := f.list("enum"); enum != nil {
 		return ", expected " + orList(enum)
 	}
-	lo, hasLo := f.number("min")
-	hi, hasHi := f.number("max")
+	lo, _ := f.number("min")
+	hi, ok := f.number("max")
 	switch {
 	case f.tag.Get("pattern") != "":
 		return ", expected " + f.tag.Get("want")
-	case hasLo && hasHi && lo == hi:
+	case ok && lo == hi:
 		return fmt.Sprintf(", expected %d", lo)
-	case hasLo && hasHi:
+	case ok:
 		return fmt.Sprintf(", expected %d to %d", lo, hi)
-	case hasHi:
-		return fmt.Sprintf(", expected at most %d", hi)
 	case f.tag.Get("kind") == "path":
 		return ", expected a file's path"
 	}
@@ -169,9 +165,6 @@ func expectation(f field) string {
 }
 
 func orList(names []string) string {
-	if len(names) < 2 {
-		return strings.Join(names, "")
-	}
 	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
 }
 
@@ -185,8 +178,8 @@ func (s *Spec) checkPlatform(p *problems) {
 			p.add("qemu.accel", "found %q, expected kvm: SEV-SNP is KVM's", s.QEMU.Accel)
 		}
 	case PlatformSim:
-		if s.SVSM != nil {
-			p.add("svsm", "found on platform sim, expected only on platform snp: what is simulated is the SVSM")
+		if s.SVSM != nil && s.SVSM.DevicePlane {
+			p.add("svsm.device_plane", "found on platform sim, expected only on platform snp: the simulated SVSM has no devices")
 		}
 		if s.Sim == nil {
 			p.add("sim", "missing: the defaults are not filled in")
@@ -200,12 +193,30 @@ func (s *Spec) checkPlatform(p *problems) {
 		}
 		return
 	}
-	u, err := url.Parse(s.Libvirt.URI)
-	if scheme, _, _ := strings.Cut(s.Libvirt.URI, ":"); err != nil || scheme != "qemu" && scheme != "qemu+unix" && scheme != "qemu+ssh" {
-		p.add("libvirt.uri", "found %q, expected qemu:///system, qemu:///session or qemu+ssh://HOST/system", clip(s.Libvirt.URI))
-	} else if u.Path != "/system" && u.Path != "/session" {
-		p.add("libvirt.uri", "found path %q, expected /system or /session", clip(u.Path))
+	if !goodLibvirtURI(s.Libvirt.URI) {
+		p.add("libvirt.uri", "found %q, expected qemu:///system, qemu:///session or qemu+ssh://[USER@]HOST[:PORT]/system, without parameters", clip(s.Libvirt.URI))
 	}
+}
+
+// goodLibvirtURI takes URIs that lead to a QEMU driver and say nothing else:
+// libvirt's parameters can name commands to run.
+func goodLibvirtURI(text string) bool {
+	u, err := url.Parse(text)
+	if err != nil || u.RawQuery != "" || u.Fragment != "" || u.Opaque != "" {
+		return false
+	}
+	if u.Path != "/system" && u.Path != "/session" {
+		return false
+	}
+	switch u.Scheme {
+	case "qemu", "qemu+unix":
+		return u.Host == "" && u.User == nil
+	case "qemu+ssh":
+		_, password := u.User.Password()
+		// ssh would take a hyphen for an option.
+		return u.Hostname() != "" && u.Hostname()[0] != '-' && !strings.HasPrefix(u.User.Username(), "-") && !password
+	}
+	return false
 }
 
 func (s *Spec) checkBoot(p *problems) {
