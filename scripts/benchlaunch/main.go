@@ -6,11 +6,11 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -45,28 +45,51 @@ func bench(evtpm, spec string, runs int) error {
 		return err
 	}
 	// Once before: the simulated platform's keys take seconds to make.
-	if _, _, err := b.launch(); err != nil {
+	if _, err := b.launch(); err != nil {
 		return err
 	}
-	var bare, verdict, ready, bareReady []time.Duration
+	var bares, launches []moments
 	for i := range runs {
-		first, greeting, err := b.bare()
+		bare, err := b.bare()
 		if err != nil {
 			return fmt.Errorf("bare boot: %w", err)
 		}
-		total, start, err := b.launch()
+		launch, err := b.launch()
 		if err != nil {
 			return fmt.Errorf("launch: %w", err)
 		}
-		fmt.Printf("run %d: bare boot to the agent's first byte %.2f s, launch to the verdict %.2f s\n", i+1, first.Seconds(), total.Seconds())
-		bare, verdict = append(bare, first), append(verdict, total)
-		bareReady, ready = append(bareReady, greeting), append(ready, start)
+		fmt.Printf("run %d: bare boot to the agent's first byte %.2f s, launch to the verdict %.2f s\n", i+1, bare.agent.Seconds(), launch.verdict.Seconds())
+		bares, launches = append(bares, bare), append(launches, launch)
 	}
-	fmt.Printf("QEMU ready:  bare %4d ms, launch %4d ms, overhead %4d ms (medians of %d)\n",
-		median(bareReady).Milliseconds(), median(ready).Milliseconds(), (median(ready) - median(bareReady)).Milliseconds(), runs)
-	fmt.Printf("whole:       bare %.2f s, launch to verdict %.2f s, overhead %.2f s (medians of %d)\n",
-		median(bare).Seconds(), median(verdict).Seconds(), (median(verdict) - median(bare)).Seconds(), runs)
+	of := func(list []moments, pick func(moments) time.Duration) time.Duration {
+		var d []time.Duration
+		for _, m := range list {
+			d = append(d, pick(m))
+		}
+		return median(d)
+	}
+	line := func(what string, bare, launch time.Duration) {
+		fmt.Printf("%-46s bare %5d ms, launch %5d ms, overhead %5d ms\n", what, bare.Milliseconds(), launch.Milliseconds(), (launch - bare).Milliseconds())
+	}
+	ready := func(m moments) time.Duration { return m.ready }
+	fmt.Printf("medians of %d runs, counted from the start of the program:\n", runs)
+	line("QEMU ready", of(bares, ready), of(launches, ready))
+	line("first instruction", of(bares, ready), of(launches, func(m moments) time.Duration { return m.first }))
+	line("boot alone, to the agent's first byte",
+		of(bares, func(m moments) time.Duration { return m.agent - m.ready }), of(launches, func(m moments) time.Duration { return m.agent - m.first }))
+	line("the agent's first byte to the verdict", 0, of(launches, func(m moments) time.Duration { return m.verdict - m.agent }))
+	line("whole", of(bares, func(m moments) time.Duration { return m.agent }), of(launches, func(m moments) time.Duration { return m.verdict }))
+	fmt.Printf("overhead without the boot, which differs from run to run: %d ms\n",
+		(of(launches, func(m moments) time.Duration { return m.first + m.verdict - m.agent }) - of(bares, ready)).Milliseconds())
 	return nil
+}
+
+// moments are when a run came how far.
+type moments struct {
+	ready   time.Duration // QEMU answered, before its guest's first instruction
+	first   time.Duration // the first instruction, of a launch
+	agent   time.Duration // the agent's first byte
+	verdict time.Duration // of a launch
 }
 
 func median(d []time.Duration) time.Duration {
@@ -78,106 +101,98 @@ type bencher struct {
 	dir, evtpm, spec string
 }
 
-// launch runs evtpm launch and returns how long it took to the verdict, and to a
-// QEMU that is ready to run.
-func (b *bencher) launch() (verdict, ready time.Duration, err error) {
-	cmd := exec.Command(b.evtpm, "launch", "--rm", "-o", "json", b.spec)
+// launch runs evtpm launch, and takes the time of what it says.
+func (b *bencher) launch() (m moments, err error) {
+	cmd := exec.Command(b.evtpm, "launch", "--rm", b.spec)
 	cmd.Env = append(os.Environ(), "EVTPM_HOME="+filepath.Join(b.dir, "home"))
-	var out, say strings.Builder
-	cmd.Stderr = &say
-	stdout, err := cmd.StdoutPipe()
+	stderr, err := cmd.StderrPipe()
 	if err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
-		return 0, 0, err
+		return m, err
 	}
-	if _, err := io.Copy(&out, stdout); err != nil {
-		return 0, 0, err
-	}
-	if err := cmd.Wait(); err != nil {
-		return 0, 0, fmt.Errorf("%w: %s", err, say.String())
-	}
-	whole := time.Since(began)
-	var doc struct {
-		Timings []struct {
-			Phase   string  `json:"phase"`
-			Elapsed float64 `json:"elapsed"`
-		} `json:"timings"`
-	}
-	if err := json.Unmarshal([]byte(out.String()), &doc); err != nil {
-		return 0, 0, err
-	}
-	// Elapsed counts from the command's first act; what the system took to start
-	// the program comes on top, and is not known better than by what is left.
-	for _, t := range doc.Timings {
-		d := time.Duration(t.Elapsed * float64(time.Second))
-		switch t.Phase {
-		case "start":
-			ready = d
-		case "verdict":
-			verdict = d
+	var said strings.Builder
+	for lines := bufio.NewScanner(stderr); lines.Scan(); {
+		now := time.Since(began)
+		said.WriteString(lines.Text() + "\n")
+		words := strings.Fields(lines.Text())
+		if len(words) < 2 {
+			continue
+		}
+		switch words[1] {
+		case "started":
+			m.ready = now
+		case "vTPM":
+			m.first = now
+		case "booted":
+			m.agent = now
+		case "judged":
+			m.verdict = now
 		}
 	}
-	if verdict == 0 || verdict > whole {
-		return 0, 0, errors.New("no time of the verdict in the output of evtpm launch")
+	if err := cmd.Wait(); err != nil {
+		return m, fmt.Errorf("%w: %s", err, said.String())
 	}
-	return verdict, ready, nil
+	if m.ready == 0 || m.first == 0 || m.agent == 0 || m.verdict == 0 {
+		return m, fmt.Errorf("evtpm launch did not tell of every phase: %s", said.String())
+	}
+	return m, nil
 }
 
-// bare boots the same VM by QEMU alone, with a TPM of swtpm's, and returns when
-// the agent's first byte came, and when the monitor answered.
-func (b *bencher) bare() (first, greeting time.Duration, err error) {
+// bare boots the same VM by QEMU alone, with a TPM of swtpm's.
+func (b *bencher) bare() (m moments, err error) {
 	dir, err := os.MkdirTemp(b.dir, "bare-")
 	if err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	defer os.RemoveAll(dir)
 	out, err := exec.Command(b.evtpm, "render", "qemu", "--write", "--dir", dir, "-o", "json", b.spec).Output()
 	if err != nil {
-		return 0, 0, fmt.Errorf("evtpm render: %w", err)
+		return m, fmt.Errorf("evtpm render: %w", err)
 	}
 	var doc struct {
 		Argv []string `json:"argv"`
 	}
 	if err := json.Unmarshal(out, &doc); err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	argv := slices.DeleteFunc(doc.Argv, func(a string) bool { return a == "-S" })
 	ln, err := net.Listen("unix", filepath.Join(dir, "svsm.sock"))
 	if err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	defer ln.Close()
 	tpm := filepath.Join(dir, "tpm.sock")
 	if err := os.Mkdir(filepath.Join(dir, "tpm"), 0o700); err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	swtpm := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+filepath.Join(dir, "tpm"), "--ctrl", "type=unixio,path="+tpm, "--terminate")
 	if err := swtpm.Start(); err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	defer end(swtpm)
 	if err := await(func() bool { _, err := os.Stat(tpm); return err == nil }); err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	qemu := exec.Command(argv[0], argv[1:]...)
 	var said strings.Builder
 	qemu.Stderr = &said
 	began := time.Now()
 	if err := qemu.Start(); err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	defer end(qemu)
 	if err := firstByte(filepath.Join(dir, "monitor.sock")); err != nil {
-		return 0, 0, fmt.Errorf("monitor: %w: %s", err, said.String())
+		return m, fmt.Errorf("monitor: %w: %s", err, said.String())
 	}
-	greeting = time.Since(began)
+	m.ready = time.Since(began)
 	if err := firstByte(filepath.Join(dir, "agent.sock")); err != nil {
-		return 0, 0, fmt.Errorf("agent: %w: %s", err, said.String())
+		return m, fmt.Errorf("agent: %w: %s", err, said.String())
 	}
-	return time.Since(began), greeting, nil
+	m.agent = time.Since(began)
+	return m, nil
 }
 
 func end(cmd *exec.Cmd) {
