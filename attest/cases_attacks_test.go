@@ -1,11 +1,13 @@
 package attest_test
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/attesttest"
+	"github.com/evtpm/evtpm/measure"
 )
 
 // The published attacks that a report can show, and the check that answers each
@@ -212,4 +214,101 @@ func TestFloorsGrowOld(t *testing.T) {
 	if warned() {
 		t.Error("warned although the policy does not ask for it")
 	}
+}
+
+func TestA04_Interposers(t *testing.T) {
+	// No report shows them; a policy can name the machines whose rooms are trusted.
+	v := judgeWith(t, genoa(), func(p *attest.Policy) { p.ChipIDs = hexList(bytes.Repeat([]byte{7}, 64)) })
+	want(t, v, is(attest.CheckChip, attest.ReasonChipNotAllowed))
+}
+
+// launchOf is a small launch: firmware, a page of kernel hashes, one VMSA for each
+// vCPU with its SEV_FEATURES.
+func launchOf(firmware byte, hashes bool, vcpus int, features byte) *measure.Sequence {
+	page := func(b byte) []byte { return bytes.Repeat([]byte{b}, measure.PageSize) }
+	s := &measure.Sequence{Steps: []measure.Step{{Type: measure.PageNormal, GPA: 0xFFFFF000, Size: measure.PageSize, Data: page(firmware)}}}
+	if hashes {
+		s.Steps = append(s.Steps, measure.Step{Type: measure.PageNormal, GPA: 0x80D000, Size: measure.PageSize, Data: page(0x4B)})
+	}
+	for range vcpus {
+		vmsa := page(0)
+		vmsa[0x3B0] = features
+		s.VMSAs = append(s.VMSAs, measure.Step{Type: measure.PageVMSA, GPA: measure.VMSAGPA, Size: measure.PageSize, Data: vmsa})
+	}
+	return s
+}
+
+// judgeLaunch compares a machine that was launched in one way with golden values
+// of another.
+func judgeLaunch(t *testing.T, real, golden *measure.Sequence) *attest.Verdict {
+	t.Helper()
+	digest := func(s *measure.Sequence) measure.Digest {
+		d, err := s.LaunchDigest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	d := digest(real)
+	m := withReport(func(r attesttest.Report) { r.Put(attesttest.OffMeasurement, d[:]) })
+	return judgeGolden(t, m, func(g *measure.Golden) { g.LaunchDigests = []measure.Digest{digest(golden)} })
+}
+
+var measurementDiffers = is(attest.CheckMeasurement, attest.ReasonMeasurement)
+
+func TestS57_LaunchOfAnotherShape(t *testing.T) {
+	golden := launchOf(1, true, 4, 1)
+	want(t, judgeLaunch(t, launchOf(1, true, 4, 1), golden))
+	v := judgeLaunch(t, launchOf(1, true, 8, 1), golden)
+	want(t, v, measurementDiffers)
+	if c := check(t, v, attest.CheckMeasurement); !strings.Contains(c.Note, "evtpm explain") || c.Expected == c.Found {
+		t.Errorf("the check does not say how to find the difference: %+v", c)
+	}
+}
+
+func TestA05_WeSee(t *testing.T) {
+	// Restricted injection (SEV_FEATURES bit 3) is measured with every vCPU.
+	want(t, judgeLaunch(t, launchOf(1, true, 1, 0x1), launchOf(1, true, 1, 0x9)), measurementDiffers)
+}
+
+func TestA06_Heckler(t *testing.T) {
+	// Alternate injection (SEV_FEATURES bit 4), likewise.
+	want(t, judgeLaunch(t, launchOf(1, true, 1, 0x1), launchOf(1, true, 1, 0x11)), measurementDiffers)
+}
+
+func TestA16_TablesOfTheHost(t *testing.T) {
+	// A table that the host brought is measured; hiding its event is noticed.
+	table := attesttest.Event{PCR: 1, Type: attesttest.EvPostCode, Digest: digestOf([]byte("ACPI DATA")), Data: []byte("ACPI DATA")}
+	m := booted(append([]attesttest.Event{table}, attesttest.DirectBoot()...))
+	want(t, judge(t, m))
+	m.Events = m.Events[1:]
+	want(t, judge(t, m), logReplay)
+}
+
+func TestA17_FirmwareThatDoesNotEnforceHashes(t *testing.T) {
+	want(t, judgeLaunch(t, launchOf(2, true, 1, 1), launchOf(1, true, 1, 1)), measurementDiffers)
+	// And the kernel that it let through is in PCR 4.
+	m := genoa()
+	v := judgeGolden(t, m, func(g *measure.Golden) { g.PCRs.Values[0].AnyOf[0].Value[0] ^= 1 })
+	want(t, v, is(attest.CheckPCRGolden, attest.ReasonPCRGolden))
+}
+
+func TestA18_NoKernelHashes(t *testing.T) {
+	want(t, judgeLaunch(t, launchOf(1, false, 1, 1), launchOf(1, true, 1, 1)), measurementDiffers)
+}
+
+func TestA19_VariableStore(t *testing.T) {
+	// Secure Boot switched off by the host's variables is in PCR 7.
+	boot := func(state string) *attesttest.Machine {
+		return booted(append(attesttest.DirectBoot(), attesttest.Event{PCR: 7, Type: 0x80000001, Data: []byte("SecureBoot " + state)}))
+	}
+	on, off := boot("on"), boot("off")
+	v := judgeGolden(t, off, func(g *measure.Golden) {
+		g.PCRs.Values = append(g.PCRs.Values[:1:1], measure.GoldenPCR{PCR: 7, AnyOf: []measure.GoldenPCRValue{{Value: on.TPM.PCRs[7]}}}, g.PCRs.Values[1])
+	})
+	want(t, v, is(attest.CheckPCRGolden, attest.ReasonPCRGolden))
+}
+
+func TestA22_AnotherSVSM(t *testing.T) {
+	want(t, judgeLaunch(t, launchOf(3, true, 1, 1), launchOf(1, true, 1, 1)), measurementDiffers)
 }
