@@ -200,10 +200,13 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 // machine.
 func (m *vm) dial(name string) net.Conn {
 	m.t.Helper()
-	conn, err := net.Dial("unix", filepath.Join(m.dir, name))
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	// A socket is there a moment before QEMU listens on it.
+	var conn net.Conn
+	waitFor(m.t, "socket "+name, func() (ok bool) {
+		var err error
+		conn, err = net.Dial("unix", filepath.Join(m.dir, name))
+		return err == nil
+	})
 	m.t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(3 * time.Minute))
 	return conn
