@@ -829,6 +829,14 @@ func TestV23_PCRsAskedFor(t *testing.T) {
 	if c := check(t, v, attest.CheckPCRUnjudged); c.Status != attest.NotApplicable || !strings.HasPrefix(c.Found, "0: ") || strings.Contains(c.Found, "\n4: ") {
 		t.Errorf("PCRs that are shown: %+v", c)
 	}
+	if lines := strings.Split(check(t, v, attest.CheckPCRUnjudged).Found, "\n"); len(lines) != 7 {
+		t.Errorf("PCRs that are shown: %q", lines)
+	}
+	ones := genoa()
+	ones.TPM.PCRs[17], ones.TPM.PCRs[18] = bytes.Repeat([]byte{0xFF}, 32), bytes.Repeat([]byte{0xFF}, 32)
+	if found := check(t, judge(t, ones), attest.CheckPCRUnjudged).Found; !strings.HasSuffix(found, "\n8, 10-16, 19-23: zeros\n17-18: ones") {
+		t.Errorf("PCRs that are shown: %q", found)
+	}
 	// A PCR with a golden value that was not asked for.
 	_, v = live(t, m, m.TPM, attest.ChallengeOptions{PCRs: []int{0, 4}})
 	want(t, v, is(attest.CheckPCRGolden, attest.ReasonPCRMissing))

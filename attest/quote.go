@@ -127,11 +127,34 @@ func checkPCRDigest(q *tpmQuote, ev *evidence.Evidence, sig *tpmSignature) Check
 	return equalField(CheckPCRDigest, ReasonPCRDigest, q.pcrDigest, w.Sum(nil))
 }
 
+// pcrLines lists PCRs, one a line; those that nothing was extended into share one.
+func pcrLines(pcrs []evidence.PCR) string {
+	var lines []string
+	var zeros, ones []int
+	for _, p := range pcrs {
+		switch {
+		case allZero(p.Value):
+			zeros = append(zeros, p.PCR)
+		case bytes.Count(p.Value, []byte{0xFF}) == len(p.Value):
+			ones = append(ones, p.PCR)
+		default:
+			lines = append(lines, fmt.Sprintf("%d: %x", p.PCR, p.Value))
+		}
+	}
+	if len(zeros) > 0 {
+		lines = append(lines, intList(zeros)+": zeros")
+	}
+	if len(ones) > 0 {
+		lines = append(lines, intList(ones)+": ones")
+	}
+	return strings.Join(lines, "\n")
+}
+
 // checkPCRGolden compares PCRs with golden values, and lists those that have
 // none.
 func checkPCRGolden(ev *evidence.Evidence, g *measure.Golden) []Check {
 	values := map[int][]byte{}
-	var unjudged []string
+	var unjudged []evidence.PCR
 	golden := map[int]bool{}
 	if g.PCRs != nil {
 		for _, p := range g.PCRs.Values {
@@ -141,10 +164,10 @@ func checkPCRGolden(ev *evidence.Evidence, g *measure.Golden) []Check {
 	for _, p := range ev.PCRs {
 		values[p.PCR] = p.Value
 		if !golden[p.PCR] {
-			unjudged = append(unjudged, fmt.Sprintf("%d: %x", p.PCR, p.Value))
+			unjudged = append(unjudged, p)
 		}
 	}
-	rest := skip(CheckPCRUnjudged, "shown, not judged: no golden values").found(strings.Join(unjudged, "\n"))
+	rest := skip(CheckPCRUnjudged, "shown, not judged: no golden values").found(pcrLines(unjudged))
 	if len(unjudged) == 0 {
 		rest = skip(CheckPCRUnjudged, "every quoted PCR has golden values")
 	}
