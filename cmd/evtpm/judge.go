@@ -5,7 +5,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -137,11 +139,25 @@ func readPolicy(name string) (*attest.Policy, error) {
 	case "permissive":
 		return attest.PermissivePolicy(), nil
 	}
-	text, err := inputfile.Read(name, maxPolicyFile)
+	text, err := readReference(name, maxPolicyFile)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	return attest.ParsePolicy(text, name)
+}
+
+// readReference reads a file that decides what is trusted. One that everybody can
+// write decides nothing.
+func readReference(name string, limit int64) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	// Windows keeps rights elsewhere, and shows every file as writable.
+	if mode := info.Mode().Perm(); mode&0o002 != 0 && runtime.GOOS != "windows" {
+		return nil, fmt.Errorf("%s: found mode %04o, expected one that others cannot write (chmod o-w)", name, mode)
+	}
+	return inputfile.Read(name, limit)
 }
 
 func readBundle(name string) (*attest.Bundle, error) {

@@ -403,3 +403,23 @@ func TestVerdictForPeople(t *testing.T) {
 		t.Errorf("exit code %d\n%s", code, stderr)
 	}
 }
+
+func TestC12_FilesThatAnybodyCanWrite(t *testing.T) {
+	b := newBench(t)
+	b.write("policy.yaml", attest.DefaultPolicyYAML())
+	line := "verify evidence.json --golden golden.json --policy policy.yaml --trust-sim " + at
+	if _, stderr, code := b.run(line); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, stderr)
+	}
+	for _, name := range []string{"golden.json", "policy.yaml"} {
+		if err := os.Chmod(b.path(name), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		if _, stderr, code := b.run(line); code != 1 || !strings.Contains(stderr, "chmod o-w") {
+			t.Errorf("%s: exit code %d\n%s", name, code, stderr)
+		}
+		if err := os.Chmod(b.path(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

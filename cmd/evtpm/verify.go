@@ -82,7 +82,7 @@ func readGolden(name string) (*measure.Golden, error) {
 	if name == "" {
 		return nil, nil
 	}
-	data, err := inputfile.Read(name, inputfile.MaxDocument)
+	data, err := readReference(name, inputfile.MaxDocument)
 	if err != nil {
 		return nil, fmt.Errorf("--golden: %w", err)
 	}
