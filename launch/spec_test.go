@@ -58,6 +58,7 @@ func TestSpecDefaults(t *testing.T) {
 		VTPM:        VTPM{Binding: "svsm", PCRBank: "sha256"},
 		Sim:         &Sim{Product: "Genoa", ReportVersion: 5},
 		Console:     ConsoleLog,
+		OnReset:     OnResetStop,
 		Agent:       Agent{Transport: TransportVirtioSerial, Port: 7600},
 		Attestation: Attestation{PCRs: []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}, OnRefused: OnRefusedStop},
 		Timeouts:    Timeouts{Start: Duration(30 * time.Second), Boot: Duration(2 * time.Minute), Attest: Duration(30 * time.Second), Stop: Duration(10 * time.Second)},
@@ -320,6 +321,7 @@ func TestSpecRefuses(t *testing.T) {
 		"sizes, large":     {with("memory: 9T"), []string{`a.yaml:8: memory: found 9T, expected 128M to 8T`}},
 		"sizes, odd":       {with("memory: 262145K"), []string{`a.yaml:8: memory: found 262145K, expected a multiple of 1M`}},
 		"sizes, huge page": {with("memory: 1500M", "hugepages: 1G"), []string{`a.yaml:8: memory: found 1500M, expected a multiple of 1G, the size of the huge pages`}},
+		"huge pages":       {with("hugepages: big"), []string{`a.yaml:9: hugepages: found "big", expected one of 2M, 1G`}},
 		"time spans": {
 			with("timeouts: {boot: 25h, stop: -5s, attest: 0s}"),
 			[]string{

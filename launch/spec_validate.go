@@ -202,7 +202,7 @@ func (s *Spec) checkPlatform(p *problems) {
 // libvirt's parameters can name commands to run.
 func goodLibvirtURI(text string) bool {
 	u, err := url.Parse(text)
-	if err != nil || u.RawQuery != "" || u.Fragment != "" || u.Opaque != "" {
+	if err != nil || u.RawQuery != "" || u.Fragment != "" {
 		return false
 	}
 	if u.Path != "/system" && u.Path != "/session" {
@@ -259,7 +259,7 @@ func (s *Spec) checkCPU(p *problems) {
 		p.add("cpu.signature", "found %#x, expected %#x, the signature of %s", s.CPU.Signature, known, s.CPU.Model)
 	}
 	switch {
-	case s.SVSM != nil && (s.CPU.GuestFeatures != 0 || s.src.has("cpu.guest_features")):
+	case s.SVSM != nil && s.CPU.GuestFeatures != 0:
 		p.add("cpu.guest_features", "found with svsm.image, expected nothing: the VMSA in the image says it")
 	case s.SVSM == nil && s.CPU.GuestFeatures&measure.FeatureSNPActive == 0:
 		p.add("cpu.guest_features", "found %#x, expected bit 0 (SNPActive) set", s.CPU.GuestFeatures)
