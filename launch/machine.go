@@ -21,6 +21,9 @@ type Record struct {
 	Reason string `json:"reason,omitempty"`
 	// Running says that there is a VM.
 	Running bool `json:"running"`
+	// Grace is what the guest is given to shut down: what the spec allows, when it
+	// has a disk that it can write; a guest without has nothing to save.
+	Grace Duration `json:"grace,omitempty"`
 	// Phase that the launch has come to.
 	Phase Phase `json:"phase,omitempty"`
 	// Class of the error that the machine failed with.

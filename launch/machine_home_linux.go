@@ -134,6 +134,10 @@ func (h *Home) List(ctx context.Context) ([]Record, error) {
 // errNoSupervisor says that nobody listens on control.sock.
 var errNoSupervisor = errors.New("its supervisor does not run")
 
+// errHungUp says that a supervisor ended while it was asked, and that another
+// has taken its place.
+var errHungUp = errors.New("its supervisor hung up")
+
 // connect connects to a machine's supervisor.
 func (h *Home) connect(ctx context.Context, name string) (*lineConn, error) {
 	if err := checkName(name); err != nil {
@@ -170,9 +174,9 @@ func (h *Home) ask(ctx context.Context, name string, q request) (*reply, error) 
 		wait, cancel := context.WithTimeout(ctx, statusWait)
 		defer cancel()
 		if h.awaitFree(wait, name) == nil {
-			err = errNoSupervisor
+			return nil, fmt.Errorf("machine %q: %w", name, errNoSupervisor)
 		}
-		return nil, fmt.Errorf("machine %q: %w", name, err)
+		return nil, fmt.Errorf("machine %q: %w: %w", name, errHungUp, err)
 	}
 	if r.Error != nil {
 		return nil, r.Error.error()
@@ -229,14 +233,31 @@ func (h *Home) Console(ctx context.Context, name string) (net.Conn, error) {
 }
 
 // Stop ends a running machine: the guest is asked to shut down and given grace
-// for it, then the VM is ended. Its records stay.
+// for it, such as [Record.Grace], then the VM is ended. Its records stay.
 func (h *Home) Stop(ctx context.Context, name string, grace time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, grace+closeTimeout)
 	defer cancel()
-	if _, err := h.ask(ctx, name, request{Op: opStop, Grace: Duration(grace)}); err != nil {
-		return err
+	for {
+		_, err := h.ask(ctx, name, request{Op: opStop, Grace: Duration(grace)})
+		if err == nil {
+			return h.awaitFree(ctx, name)
+		}
+		held, heldErr := h.held(name)
+		switch {
+		case heldErr != nil:
+			return heldErr
+		case !held:
+			return nil
+		case !errors.Is(err, errHungUp) && !errors.Is(err, errNoSupervisor):
+			return err
+		}
+		// It is just being started, or started anew after a reset.
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("machine %q: %w", name, err)
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
-	return h.awaitFree(ctx, name)
 }
 
 // awaitFree waits until nobody holds a machine's folder.

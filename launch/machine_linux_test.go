@@ -251,7 +251,7 @@ func TestOutboxSendsEverything(t *testing.T) {
 func TestRecordRoundTrip(t *testing.T) {
 	now := time.Now().UTC().Round(time.Second)
 	in := Record{
-		Schema: RecordSchema, Name: "m", Platform: "sim", State: StateTrusted, Reason: "r", Running: true, Phase: PhaseVerdict, Class: 6,
+		Schema: RecordSchema, Name: "m", Platform: "sim", State: StateTrusted, Reason: "r", Running: true, Grace: Duration(time.Second), Phase: PhaseVerdict, Class: 6,
 		Created: now, Updated: now, Supervisor: Process{PID: 1, Start: 2}, Processes: []Process{{Name: "qemu", PID: 3, Start: 4}},
 		Boots: 1, LaunchDigest: "00", Agent: "unix:/a", Timings: []Timing{{Phase: PhaseBoot, Elapsed: 1.5}},
 		Verdict: &VerdictSummary{Result: "trusted", Reasons: []string{"a"}, Time: now},

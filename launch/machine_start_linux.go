@@ -92,9 +92,13 @@ func Start(ctx context.Context, plan *Plan, o StartOptions) (_ *Launch, err erro
 	if err := cleanClaim(c); err != nil {
 		return nil, errors.Join(&PhaseError{Phase: PhaseStart, Class: attest.ClassLaunch, Err: err}, c.release())
 	}
-	if err := l.spawn(o.Supervise, files); err != nil {
+	if l.conn, l.cmd, err = spawnSupervisor(o.Supervise, c, files); err != nil {
 		return nil, errors.Join(&PhaseError{Phase: PhaseStart, Class: attest.ClassLaunch, Err: err}, c.remove())
 	}
+	go func() {
+		_ = l.cmd.Wait() // what matters it has said by then
+		close(l.exited)
+	}()
 	if err := l.conn.send(j); err != nil {
 		return nil, l.abandon(fmt.Errorf("supervisor: %w", err))
 	}
@@ -122,7 +126,7 @@ func makeJob(plan *Plan, o StartOptions) (*job, []*os.File, error) {
 	if _, err := exec.LookPath(plan.Spec.QEMU.Binary); err != nil {
 		return nil, nil, missing(err, "qemu-system-x86")
 	}
-	j := &job{Schema: jobSchema, Plan: data, Files: len(files), StateDir: o.StateDir}
+	j := &job{Schema: jobSchema, Plan: data, Files: len(files), StateDir: o.StateDir, Supervise: o.Supervise}
 	if plan.Spec.Platform == PlatformSim {
 		if o.Swtpm == "" {
 			o.Swtpm = "swtpm"
@@ -151,38 +155,30 @@ func classOf(err error) attest.Class {
 	return attest.ClassLaunch
 }
 
-// spawn starts the supervisor in a session of its own: what the terminal sends
-// to this process's group does not reach it.
-func (l *Launch) spawn(argv []string, files []*os.File) error {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+// spawnSupervisor starts a supervisor in a session of its own: what a terminal
+// sends to this process's group does not reach it.
+func spawnSupervisor(argv []string, c *claim, files []*os.File) (*lineConn, *exec.Cmd, error) {
+	ours, theirs, err := socketPair("supervisor")
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	theirs := os.NewFile(uintptr(fds[1]), "launcher")
 	defer theirs.Close()
-	if l.conn, err = connOf(os.NewFile(uintptr(fds[0]), "supervisor")); err != nil {
-		return err
-	}
-	log, err := os.OpenFile(filepath.Join(l.claim.dir, fileSuper), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	log, err := os.OpenFile(filepath.Join(c.dir, fileSuper), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		l.conn.Close()
-		return err
+		ours.Close()
+		return nil, nil, err
 	}
 	defer log.Close()
-	l.cmd = exec.Command(argv[0], argv[1:]...)
-	l.cmd.Dir = "/"
-	l.cmd.Stdout, l.cmd.Stderr = log, log
-	l.cmd.ExtraFiles = append([]*os.File{theirs, l.claim.lock}, files...)
-	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := l.cmd.Start(); err != nil {
-		l.conn.Close()
-		return fmt.Errorf("supervisor: %w", err)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = append([]*os.File{theirs, c.lock}, files...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		ours.Close()
+		return nil, nil, fmt.Errorf("supervisor: %w", err)
 	}
-	go func() {
-		_ = l.cmd.Wait() // what matters it has said by then
-		close(l.exited)
-	}()
-	return nil
+	return newLineConn(ours), cmd, nil
 }
 
 // next returns the next reply that is not an event.

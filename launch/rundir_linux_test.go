@@ -82,7 +82,7 @@ func TestC06_Links(t *testing.T) {
 	if err := c.writeFile("machine.json", []byte("new")); err != nil {
 		t.Error(err)
 	}
-	if _, err := openLog(filepath.Join(c.dir, "evidence.json")); err == nil {
+	if _, err := openLog(filepath.Join(c.dir, "evidence.json"), false); err == nil {
 		t.Error("a log is opened through a link")
 	}
 	if err := c.remove(); err != nil {
@@ -361,7 +361,7 @@ func FuzzRecord(f *testing.F) {
 // loses its oldest lines.
 func TestBoundedLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	l, err := openLog(path)
+	l, err := openLog(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}

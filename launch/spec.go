@@ -38,6 +38,9 @@ const (
 	TransportVsock        = "vsock"
 	TransportTCP          = "tcp"
 
+	OnResetStop    = "stop"
+	OnResetRestart = "restart"
+
 	OnRefusedStop = "stop"
 	OnRefusedKeep = "keep"
 )
@@ -82,6 +85,7 @@ type Spec struct {
 	Vsock    *Vsock    `json:"vsock,omitempty" doc:"A vsock device."`
 	Console  string    `json:"console,omitempty" enum:"log,none" default:"log" doc:"log: a serial port whose output is kept in the run directory."`
 	RNG      bool      `json:"rng,omitempty" doc:"Add a virtio-rng device."`
+	OnReset  string    `json:"on_reset,omitempty" enum:"stop,restart" default:"stop" doc:"What follows when the guest reboots, which ends its vTPM. stop: the machine ends. restart: it is started anew from the same files, with another vTPM, and is not attested until it has been attested anew."`
 
 	Agent       Agent       `json:"agent,omitzero" doc:"How the agent in the guest is reached."`
 	Attestation Attestation `json:"attestation,omitzero" doc:"What is asked of the evidence, and what follows."`

@@ -28,13 +28,15 @@ func (s *supervisor) agentAddress() AgentAddress {
 // firstAttestation waits for the guest's agent, challenges it and judges its
 // evidence. boot ends when the guest is reset or gone.
 func (s *supervisor) firstAttestation(boot context.Context) (*Outcome, error) {
-	s.attesting.Lock()
-	defer s.attesting.Unlock()
 	t := s.plan.Spec.Timeouts
 
 	s.enter(PhaseBoot)
 	ctx, cancel := s.within(boot, time.Duration(t.Boot))
 	defer cancel()
+	if err := s.takeTurn(ctx); err != nil {
+		return nil, s.failedIn(ctx, PhaseBoot, err)
+	}
+	defer s.endTurn()
 	conn, err := s.agent(ctx)
 	if err != nil {
 		return nil, s.failedIn(ctx, PhaseBoot, err)
@@ -44,7 +46,11 @@ func (s *supervisor) firstAttestation(boot context.Context) (*Outcome, error) {
 	cancel()
 
 	s.enter(PhaseAttest)
-	s.update(func(r *Record) { r.State = StateAttesting })
+	s.update(func(r *Record) {
+		if r.Boots == 1 {
+			r.State = StateAttesting
+		}
+	})
 	ctx, cancel = s.within(boot, time.Duration(t.Attest))
 	defer cancel()
 	session, err := s.challenge(ctx, conn)
@@ -61,12 +67,24 @@ func (s *supervisor) firstAttestation(boot context.Context) (*Outcome, error) {
 	return a, nil
 }
 
+// takeTurn waits until nobody else speaks to the agent.
+func (s *supervisor) takeTurn(ctx context.Context) error {
+	select {
+	case s.attesting <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("another attestation is under way: %w", context.Cause(ctx))
+	}
+}
+
+func (s *supervisor) endTurn() { <-s.attesting }
+
 // attestAgain makes a new challenge to a running guest.
 func (s *supervisor) attestAgain(ctx context.Context) (*Outcome, error) {
-	if !s.attesting.TryLock() {
-		return nil, s.failed(PhaseAttest, errors.New("another attestation is under way"))
+	if err := s.takeTurn(ctx); err != nil {
+		return nil, s.failedIn(ctx, PhaseAttest, err)
 	}
-	defer s.attesting.Unlock()
+	defer s.endTurn()
 	s.mu.Lock()
 	boot := s.boot
 	s.mu.Unlock()

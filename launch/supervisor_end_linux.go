@@ -3,6 +3,7 @@ package launch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -27,6 +28,13 @@ func (s *supervisor) finish(cause error) {
 	s.mu.Unlock()
 
 	s.teardown()
+	if s.restarts(cause) {
+		err := s.succeed()
+		if err == nil {
+			return
+		}
+		cause = s.failed(PhaseRun, fmt.Errorf("the guest was reset, and could not be started anew: %w", err))
+	}
 	state, reason := endState(cause)
 	s.update(func(r *Record) {
 		r.Running, r.Processes = false, nil
@@ -72,6 +80,59 @@ func (s *supervisor) finish(cause error) {
 	if !keep {
 		_ = s.claim.remove()
 	}
+}
+
+// restarts reports whether the machine goes on with another VM.
+func (s *supervisor) restarts(cause error) bool {
+	for _, over := range []error{errStopped, errTerminated, errLauncherGone} {
+		if errors.Is(cause, over) {
+			return false
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.released && s.record.State != StateStopping && s.plan.Spec.OnReset == OnResetRestart && isReset(s.shutdown)
+}
+
+// isReset reports whether QEMU ended because its guest was to start again.
+func isReset(cause string) bool {
+	switch cause {
+	case "guest-reset", "host-qmp-system-reset", "subsystem-reset":
+		return true
+	}
+	return false
+}
+
+// succeed starts a supervisor for the guest's next boot, which takes over the
+// folder and the plan. A fresh process has nothing of the boot before.
+func (s *supervisor) succeed() error {
+	next := *s.job
+	next.Boots = s.snapshot().Boots
+	s.emit(Event{Kind: EventState, State: StateNotAttested, Message: "the guest was reset: its vTPM is gone, and another is made"})
+	if s.control != nil {
+		s.control.Close()
+	}
+	_, files, err := s.plan.Handover()
+	if err != nil {
+		return err
+	}
+	conn, cmd, err := spawnSupervisor(next.Supervise, s.claim, files)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	err = conn.send(next)
+	if err == nil {
+		err = conn.SetReadDeadline(time.Now().Add(closeTimeout))
+	}
+	if err == nil {
+		err = conn.receive(new(reply), maxReply)
+	}
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	return err
 }
 
 // endState is the state that a cause leaves a machine in.

@@ -42,6 +42,11 @@ type job struct {
 	// StateDir and Swtpm are those of [StartOptions].
 	StateDir string `json:"state_dir"`
 	Swtpm    string `json:"swtpm,omitempty"`
+	// Supervise is the command that this supervisor was started with.
+	Supervise []string `json:"supervise"`
+	// Boots is how often the guest has booted before: a machine that was reset,
+	// and that nobody waits for.
+	Boots int `json:"boots,omitempty"`
 }
 
 // Causes that end a supervisor's work.
@@ -89,7 +94,7 @@ type supervisor struct {
 	consoleIO  net.Conn
 	platform   platform
 
-	attesting sync.Mutex // held by the one who speaks to the agent
+	attesting chan struct{} // holds a token while someone speaks to the agent
 
 	mu        sync.Mutex
 	released  bool // by the launcher: the machine is on its own
@@ -148,16 +153,16 @@ func takeJob(conn *lineConn, take func(fd int) (*os.File, error)) (_ *supervisor
 	if err != nil {
 		return nil, err
 	}
-	c := &claim{dir: filepath.Dir(lock.Name()), lock: lock}
+	c, j := &claim{dir: filepath.Dir(lock.Name()), lock: lock}, new(job)
 	defer func() {
-		if err != nil && sameFile(lock) {
+		// What is left of a machine that was reset is its last supervisor's.
+		if err != nil && j.Boots == 0 && sameFile(lock) {
 			err = errors.Join(err, c.remove())
 		}
 	}()
 	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return nil, err
 	}
-	j := new(job)
 	if err := conn.receive(j, maxJob); err != nil {
 		return nil, fmt.Errorf("job: %w", err)
 	}
@@ -182,6 +187,7 @@ func takeJob(conn *lineConn, take func(fd int) (*os.File, error)) (_ *supervisor
 		eventsDone:   make(chan struct{}),
 		launcher:     newOutbox(conn),
 		launcherDone: make(chan struct{}),
+		attesting:    make(chan struct{}, 1),
 		spawner:      newSpawner(),
 	}
 	if s.plan, err = TakePlan(j.Plan, files); err != nil {
@@ -211,7 +217,13 @@ func (s *supervisor) run(ctx context.Context) error {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	defer s.cancel(nil)
 	defer context.AfterFunc(ctx, func() { s.cancel(errTerminated) })()
-	go s.watchLauncher()
+	if s.job.Boots == 0 {
+		go s.watchLauncher()
+	} else {
+		s.released = true
+		close(s.launcherDone)
+		s.launcher.put(reply{Done: true}) // the last supervisor may go
+	}
 
 	err := s.open()
 	if err == nil {
@@ -234,13 +246,24 @@ func (s *supervisor) open() (err error) {
 	now := time.Now().UTC()
 	s.record = Record{
 		Schema: RecordSchema, Name: s.plan.Name, Platform: s.plan.Spec.Platform,
-		State: StateStarting, Phase: PhaseStart, Created: now, Updated: now, Supervisor: self,
+		State: StateStarting, Phase: PhaseStart, Created: now, Updated: now, Supervisor: self, Boots: s.job.Boots,
+	}
+	for _, d := range s.plan.Spec.Disks {
+		if !d.ReadOnly {
+			s.record.Grace = s.plan.Spec.Timeouts.Stop
+		}
+	}
+	if again := s.job.Boots > 0; again {
+		s.record.State, s.record.Reason = StateNotAttested, "the guest was reset: another vTPM is being made and attested"
+		if old, err := readRecord(s.claim.dir, s.plan.Name); err == nil {
+			s.record.Created = old.Created
+		}
 	}
 	for _, l := range []struct {
 		log  **boundedLog
 		name string
 	}{{&s.events, fileEvents}, {&s.console, fileConsole}, {&s.qemuLog, fileQEMU}} {
-		if *l.log, err = openLog(filepath.Join(s.claim.dir, l.name)); err != nil {
+		if *l.log, err = openLog(filepath.Join(s.claim.dir, l.name), s.job.Boots > 0); err != nil {
 			return s.failed(PhaseStart, err)
 		}
 	}
@@ -292,7 +315,10 @@ func (s *supervisor) launch() error {
 
 	boot := s.newBoot()
 	s.update(func(r *Record) {
-		r.State, r.Phase, r.Boots, r.Agent = StateBooting, PhaseBoot, 1, s.agentAddress().String()
+		r.Phase, r.Agent = PhaseBoot, s.agentAddress().String()
+		if r.Boots++; r.Boots == 1 {
+			r.State = StateBooting
+		}
 	})
 	if err := s.cont(); err != nil {
 		return s.failedIn(s.ctx, PhaseBoot, err)

@@ -33,14 +33,27 @@ type logWatcher struct {
 	dropped bool
 }
 
-func openLog(path string) (*boundedLog, error) {
+// openLog opens a log. With more, it goes on with one that is there.
+func openLog(path string, more bool) (*boundedLog, error) {
 	l := &boundedLog{path: path, watchers: map[*logWatcher]struct{}{}}
-	return l, l.open()
+	if !more {
+		return l, l.open(os.O_TRUNC)
+	}
+	if err := l.open(os.O_APPEND); err != nil {
+		return nil, err
+	}
+	info, err := l.file.Stat()
+	if err != nil {
+		l.file.Close()
+		return nil, err
+	}
+	l.size = info.Size()
+	return l, nil
 }
 
-func (l *boundedLog) open() (err error) {
+func (l *boundedLog) open(how int) (err error) {
 	l.size = 0
-	l.file, err = os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	l.file, err = os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|how|unix.O_NOFOLLOW, 0o600)
 	return err
 }
 
@@ -53,7 +66,7 @@ func (l *boundedLog) Write(p []byte) (int, error) {
 			l.file.Close()
 			l.file = nil
 			if os.Rename(l.path, l.path+".1") == nil {
-				_ = l.open()
+				_ = l.open(os.O_TRUNC)
 			}
 		}
 		if l.file != nil {

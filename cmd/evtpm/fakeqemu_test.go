@@ -139,6 +139,9 @@ func (f *fakeMachine) run(argv []string) (err error) {
 			return err
 		}
 		go f.guest()
+		if f.set.Mode == "reboots" {
+			go f.reboot()
+		}
 	}
 	if err := f.connectTPM(value(chardevs["tpm"], "path")); err != nil {
 		return err
@@ -443,4 +446,18 @@ func (f *fakeMachine) misbehave(c net.Conn) bool {
 		return stays()
 	}
 	return false
+}
+
+// reboot is what a guest does once there is a file "reboot": QEMU, which was told
+// so, ends.
+func (f *fakeMachine) reboot() {
+	name := filepath.Join(f.dir, "reboot")
+	for {
+		if os.Remove(name) == nil {
+			f.event("SHUTDOWN", map[string]any{"guest": true, "reason": "guest-reset"})
+			f.end()
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }

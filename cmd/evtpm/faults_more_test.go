@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/evtpm/evtpm/attest/evidence"
 	"github.com/evtpm/evtpm/launch"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
 	"github.com/evtpm/evtpm/qmp"
@@ -423,6 +424,91 @@ func TestFaultL10_ResetEndsTheMachine(t *testing.T) {
 	}
 	if code, said := r.evtpm("ps"); code != 0 || !strings.Contains(said, "the guest was reset") {
 		t.Errorf("ps: %s", said)
+	}
+	r.evtpm("rm", "m")
+	r.nothingLeft(t)
+}
+
+// A machine that is to be restarted is another boot after a reset: it has
+// another vTPM, and is not attested until that was attested.
+func TestFaultL10_ResetRestarts(t *testing.T) {
+	need(t, "swtpm")
+	r := mustRig(t, fakeSettings{Mode: "reboots"}, "")
+	spec, err := os.ReadFile(r.spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(r.spec, append(spec, "on_reset: restart\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, said := r.evtpm("launch", r.spec); code != 0 {
+		t.Fatal(said)
+	}
+	home, err := launch.OpenHome(r.home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eks := map[string]bool{}
+	for boot := 1; ; boot++ {
+		ev, err := home.OpenFile("m", "evidence.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(ev)
+		ev.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := evidence.Parse(bytes.TrimSpace(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		eks[string(parsed.EKPublic)] = true
+		if boot == 3 {
+			break
+		}
+		supervisor := r.pid("supervisor")
+		if err := os.WriteFile(filepath.Join(r.dir, "reboot"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		seen := map[launch.State]bool{}
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+			m, err := home.Status(context.Background(), "m")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[m.State] = true
+			if m.Boots == boot+1 && m.State == launch.StateTrusted {
+				break
+			}
+			if m.Boots > boot && m.State != launch.StateNotAttested || time.Now().After(deadline) {
+				t.Fatalf("boot %d: %s: %s; seen %v", m.Boots, m.State, m.Reason, seen)
+			}
+		}
+		if !seen[launch.StateNotAttested] || r.pid("supervisor") == supervisor || len(r.processes()) != 3 {
+			t.Errorf("states seen: %v; supervisor %d; these run: %v", seen, supervisor, r.processes())
+		}
+		if code, said := r.evtpm("attest", "m"); code != 0 {
+			t.Errorf("attest after a reset: exit code %d: %s", code, said)
+		}
+	}
+	if len(eks) != 3 {
+		t.Errorf("%d EKs in 3 boots", len(eks))
+	}
+	if code, said := r.evtpm("events", "m"); code != 0 || strings.Count(said, "trusted") < 3 {
+		t.Errorf("events: %s", said)
+	}
+	// Stopped is stopped, reset or not.
+	if err := os.WriteFile(filepath.Join(r.dir, "reboot"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); r.state1() != launch.StateStopped && time.Now().Before(deadline); {
+		if code, said := r.evtpm("stop", "m"); code != 0 {
+			t.Errorf("stop: %s", said)
+		}
+	}
+	if left := r.gone(3 * time.Second); len(left) > 0 || r.state1() != launch.StateStopped {
+		t.Errorf("after stop the machine is %s, and these run: %v", r.state1(), left)
 	}
 	r.evtpm("rm", "m")
 	r.nothingLeft(t)

@@ -58,7 +58,7 @@ func killCommand(u *ui) *cli.Command {
 
 func allFlag() cli.Flag { return &cli.BoolFlag{Name: "all", Usage: "every machine"} }
 
-// stop ends one machine. One that does not run is no error: that is what was
+// stop ends one machine; a negative grace is the machine's own. One that does not run is no error: that is what was
 // asked for.
 func (u *ui) stop(ctx context.Context, h *launch.Home, name string, grace time.Duration, force bool) error {
 	m, err := h.Status(ctx, name)
@@ -74,6 +74,9 @@ func (u *ui) stop(ctx context.Context, h *launch.Home, name string, grace time.D
 		u.say("%s does not run: %s", name, m.State)
 		return nil
 	default:
+		if grace < 0 {
+			grace = time.Duration(m.Grace)
+		}
 		err = h.Stop(ctx, name, grace)
 	}
 	if err != nil {
