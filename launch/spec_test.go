@@ -321,7 +321,7 @@ func TestSpecRefuses(t *testing.T) {
 		"sizes, large":     {with("memory: 9T"), []string{`a.yaml:8: memory: found 9T, expected 128M to 8T`}},
 		"sizes, odd":       {with("memory: 262145K"), []string{`a.yaml:8: memory: found 262145K, expected a multiple of 1M`}},
 		"sizes, huge page": {with("memory: 1500M", "hugepages: 1G"), []string{`a.yaml:8: memory: found 1500M, expected a multiple of 1G, the size of the huge pages`}},
-		"huge pages":       {with("hugepages: big"), []string{`a.yaml:9: hugepages: found "big", expected one of 2M, 1G`}},
+		"huge pages":       {with("hugepages: big"), []string{`a.yaml:9: hugepages: found "big", nearest is "1G", expected 2M or 1G`}},
 		"time spans": {
 			with("timeouts: {boot: 25h, stop: -5s, attest: 0s}"),
 			[]string{
