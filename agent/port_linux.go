@@ -22,6 +22,10 @@ const (
 	// what they tell of.
 	portSettle = 30 * time.Millisecond
 
+	// portLooks is how often a change of the host's side is looked at before it
+	// is believed.
+	portLooks = 10
+
 	// portBuffer is larger than one buffer of the driver, which is a page.
 	portBuffer = 32 << 10
 )
@@ -214,19 +218,36 @@ func (l *portListener) watch() {
 		l.signals++
 		l.mu.Unlock()
 		time.Sleep(portSettle)
-		events, err := state(l.f)
-		if err != nil {
-			return
-		}
-		if events&(unix.POLLIN|unix.POLLHUP) == unix.POLLIN {
-			continue // there is data that it told of
+		if !l.changed() {
+			continue
 		}
 		l.mu.Lock()
-		if l.signals > l.buffers && l.conn != nil {
+		if l.conn != nil {
 			l.conn.leave()
 		}
 		l.mu.Unlock()
 	}
+}
+
+// changed says whether there were more signals than buffers. A reader may have
+// taken a buffer and not counted it yet, on a busy machine for a while: taking
+// that for a change would lose what the buffer held. So it is looked at again
+// before it is believed.
+func (l *portListener) changed() bool {
+	for range portLooks {
+		events, err := state(l.f)
+		if err != nil || events&(unix.POLLIN|unix.POLLHUP) == unix.POLLIN {
+			return false // closed, or there is data that the signal told of
+		}
+		l.mu.Lock()
+		more := l.signals > l.buffers
+		l.mu.Unlock()
+		if !more {
+			return false
+		}
+		time.Sleep(portSettle)
+	}
+	return true
 }
 
 func (l *portListener) Close() error {
