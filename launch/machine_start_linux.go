@@ -60,6 +60,10 @@ type Launch struct {
 	silent bool // the supervisor misses its own deadlines
 }
 
+// errLibvirtBackend says what there is instead of a launch: nothing may start by
+// another way than the spec names.
+var errLibvirtBackend = errors.New("backend libvirt: machines are not started through libvirt yet; evtpm render libvirt prints the domain for virsh, and backend qemu starts one")
+
 // Start starts a plan's machine and returns when its first instruction is being
 // executed. The error is a *[PhaseError] or a *[BusyError]; when there is one,
 // nothing of the machine is left.
@@ -69,6 +73,9 @@ func Start(ctx context.Context, plan *Plan, o StartOptions) (_ *Launch, err erro
 	}
 	if o.Began.IsZero() {
 		o.Began = time.Now()
+	}
+	if plan.Spec.Backend == BackendLibvirt {
+		return nil, &PhaseError{Phase: PhaseStart, Class: attest.ClassMisuse, Err: errLibvirtBackend}
 	}
 	began := monotonic() - int64(time.Since(o.Began))
 	if o.Events == nil {
@@ -118,6 +125,10 @@ func Start(ctx context.Context, plan *Plan, o StartOptions) (_ *Launch, err erro
 
 // makeJob prepares what the supervisor is given.
 func makeJob(plan *Plan, o StartOptions) (*job, []*os.File, error) {
+	if b := plan.Spec.Backend; b != BackendQEMU {
+		return nil, nil, &classedError{class: attest.ClassMisuse,
+			err: fmt.Errorf("backend %s: machines are started by backend %s; evtpm render %s prints what to define", b, BackendQEMU, b)}
+	}
 	data, files, err := plan.Handover()
 	if err != nil {
 		return nil, nil, err
