@@ -77,19 +77,25 @@ func (h *Home) Status(ctx context.Context, name string) (Record, error) {
 	if held {
 		ctx, cancel := context.WithTimeout(ctx, statusWait)
 		defer cancel()
-		r, err := h.ask(ctx, name, request{Op: opStatus})
-		if err == nil && r.Record != nil {
-			return *r.Record, nil
-		}
-		// It may have ended meanwhile.
-		stillHeld, heldErr := h.held(name)
-		if heldErr != nil {
-			return Record{}, heldErr
-		}
-		held = stillHeld
-		if held && errors.Is(err, errNoSupervisor) {
-			// Being started or being removed: no socket yet, or no more.
-			return Record{Schema: RecordSchema, Name: name, State: StateStarting}, nil
+		for held {
+			r, err := h.ask(ctx, name, request{Op: opStatus})
+			if err == nil && r.Record != nil {
+				return *r.Record, nil
+			}
+			// It may have ended meanwhile.
+			stillHeld, heldErr := h.held(name)
+			if heldErr != nil {
+				return Record{}, heldErr
+			}
+			held = stillHeld
+			if held && errors.Is(err, errNoSupervisor) {
+				// Being started or being removed: no socket yet, or no more.
+				return Record{Schema: RecordSchema, Name: name, State: StateStarting}, nil
+			}
+			if !held || !errors.Is(err, errHungUp) || !pause(ctx) {
+				break
+			}
+			// It ended while it was asked, and the guest's next boot has another.
 		}
 	}
 	r, err := h.record(name)
@@ -134,8 +140,8 @@ func (h *Home) List(ctx context.Context) ([]Record, error) {
 // errNoSupervisor says that nobody listens on control.sock.
 var errNoSupervisor = errors.New("its supervisor does not run")
 
-// errHungUp says that a supervisor ended while it was asked, and that another
-// has taken its place.
+// errHungUp says that a supervisor ended while it was asked: the machine has
+// ended, or another supervisor takes its place.
 var errHungUp = errors.New("its supervisor hung up")
 
 // connect connects to a machine's supervisor.
@@ -170,12 +176,6 @@ func (h *Home) ask(ctx context.Context, name string, q request) (*reply, error) 
 	case err != nil && ctx.Err() != nil:
 		return nil, fmt.Errorf("machine %q: %w", name, context.Cause(ctx))
 	case err != nil:
-		// It hung up: it is ending.
-		wait, cancel := context.WithTimeout(ctx, statusWait)
-		defer cancel()
-		if h.awaitFree(wait, name) == nil {
-			return nil, fmt.Errorf("machine %q: %w", name, errNoSupervisor)
-		}
 		return nil, fmt.Errorf("machine %q: %w: %w", name, errHungUp, err)
 	}
 	if r.Error != nil {
@@ -196,7 +196,7 @@ func (h *Home) notRunning(ctx context.Context, name string) error {
 // Attest has a running machine's supervisor make a new challenge.
 func (h *Home) Attest(ctx context.Context, name string) (*Outcome, error) {
 	r, err := h.ask(ctx, name, request{Op: opAttest})
-	if errors.Is(err, errNoSupervisor) {
+	if errors.Is(err, errNoSupervisor) || errors.Is(err, errHungUp) && h.ending(ctx, name) {
 		err = h.notRunning(ctx, name)
 	}
 	if err != nil {
@@ -252,12 +252,28 @@ func (h *Home) Stop(ctx context.Context, name string, grace time.Duration) error
 			return err
 		}
 		// It is just being started, or started anew after a reset.
-		select {
-		case <-ctx.Done():
+		if !pause(ctx) {
 			return fmt.Errorf("machine %q: %w", name, err)
-		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// pause waits a moment. It returns false when ctx has ended.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(10 * time.Millisecond):
+		return true
+	}
+}
+
+// ending waits until a machine that hung up has ended. It returns false when the
+// machine goes on, with another supervisor.
+func (h *Home) ending(ctx context.Context, name string) bool {
+	ctx, cancel := context.WithTimeout(ctx, statusWait)
+	defer cancel()
+	return h.awaitFree(ctx, name) == nil
 }
 
 // awaitFree waits until nobody holds a machine's folder.

@@ -333,8 +333,12 @@ func (s *supervisor) launch() error {
 	if err != nil {
 		return err
 	}
+	refused := !a.Verdict.Trusted() && s.plan.Spec.Attestation.OnRefused == OnRefusedStop
+	s.mu.Lock()
+	s.refused = refused // before the launcher hears of it and releases the machine
+	s.mu.Unlock()
 	s.launcher.put(reply{Outcome: a})
-	if !a.Verdict.Trusted() && s.plan.Spec.Attestation.OnRefused == OnRefusedStop {
+	if refused {
 		return &refusedError{a}
 	}
 	return context.Cause(s.ctx)

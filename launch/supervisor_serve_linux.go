@@ -89,8 +89,12 @@ func (s *supervisor) watchLauncher() {
 		s.mu.Lock()
 		ok := !s.finishing || s.refused
 		s.released = s.released || ok
+		refused := s.refused
 		s.mu.Unlock()
 		if ok {
+			if refused {
+				<-s.ended // what comes next shall find it so
+			}
 			record := s.snapshot()
 			s.launcher.put(reply{Done: true, Record: &record})
 			return
