@@ -12,7 +12,9 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 # stamp, so that the same source gives the same bytes.
 export CGO_ENABLED := 0
 LDFLAGS := -s -w -X main.version=$(VERSION)
-GOBUILD := go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+# The library's documentation generator is not used, and would start with every
+# command.
+GOBUILD := go build -trimpath -buildvcs=false -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)'
 
 # Real reports, firmware and vectors that cannot be part of the repository.
 # Tests that need them skip when this is empty.

@@ -4,13 +4,20 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
+	"embed"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
+	"path"
 	"sync"
-
-	"github.com/google/go-sev-guest/verify/trust"
 )
+
+// amdBundles are the certificate chains that AMD's key distribution service
+// publishes for each product line (.../vcek/v1/Milan/cert_chain and
+// .../vlek/v1/Milan/cert_chain). Tests hold them against go-sev-guest's.
+//
+//go:embed amd/*.pem
+var amdBundles embed.FS
 
 // pinnedARKs are the SHA-256 digests of AMD's root certificates in DER, by
 // product line. A root counts as AMD's when its bytes have one of them, whatever
@@ -22,15 +29,19 @@ var pinnedARKs = map[string]string{
 }
 
 // amdCertificates parses AMD's CA certificates (ARK, ASK, ASVK of each product
-// line), which come with go-sev-guest, once.
+// line), once.
 var amdCertificates = sync.OnceValue(func() []*x509.Certificate {
 	var out []*x509.Certificate
 	seen := map[[32]byte]bool{}
-	for _, bundle := range [][]byte{
-		trust.AskArkMilanVcekBytes, trust.AskArkMilanVlekBytes,
-		trust.AskArkGenoaVcekBytes, trust.AskArkGenoaVlekBytes,
-		trust.AskArkTurinVcekBytes, trust.AskArkTurinVlekBytes,
-	} {
+	files, err := amdBundles.ReadDir("amd")
+	if err != nil {
+		panic(fmt.Sprintf("embedded AMD certificates: %v", err))
+	}
+	for _, f := range files {
+		bundle, err := amdBundles.ReadFile(path.Join("amd", f.Name()))
+		if err != nil {
+			panic(fmt.Sprintf("embedded AMD certificates: %v", err))
+		}
 		for rest := bundle; ; {
 			var block *pem.Block
 			if block, rest = pem.Decode(rest); block == nil {

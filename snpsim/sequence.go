@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
@@ -209,7 +210,13 @@ func (r *reader) firmwareRegion() (gpa, size uint64, err error) {
 
 // flatRange is a line of QEMU's flat view: first and last address, priority and
 // kind, name.
-var flatRange = regexp.MustCompile(`^  ([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?[0-9]+, [a-z/]+\): (\S+)`)
+var flatRange = pattern(`^  ([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?[0-9]+, [a-z/]+\): (\S+)`)
+
+// pattern is a regular expression that is compiled when it is first used: most
+// commands never do.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 // regionBelow4G finds the region of the system's memory that ends at 4 GiB in
 // QEMU's flat views, which are one for each root that address spaces have.
@@ -222,7 +229,7 @@ func regionBelow4G(text string) (name string, from uint64, err error) {
 		case strings.HasPrefix(line, ` AS "memory"`):
 			system = true
 		case system:
-			m := flatRange.FindStringSubmatch(line)
+			m := flatRange().FindStringSubmatch(line)
 			if m == nil || m[2] != "00000000ffffffff" {
 				continue
 			}
@@ -300,8 +307,8 @@ func (r *reader) cpus() ([]registers, error) {
 
 // registerText is a register in QEMU's dump: "EDX=00800f12", "RDX=...".
 var (
-	registerText = regexp.MustCompile(`\b[ER]([A-D]X|[SD]I|[SB]P|IP)=([0-9a-f]{8,16})\b`)
-	csText       = regexp.MustCompile(`(?m)^CS =([0-9a-f]{4}) ([0-9a-f]{8,16}) `)
+	registerText = pattern(`\b[ER]([A-D]X|[SD]I|[SB]P|IP)=([0-9a-f]{8,16})\b`)
+	csText       = pattern(`(?m)^CS =([0-9a-f]{4}) ([0-9a-f]{8,16}) `)
 )
 
 // parseRegisters reads QEMU's dump of all vCPUs' registers.
@@ -313,7 +320,7 @@ func parseRegisters(text string) ([]registers, error) {
 		fields := map[string]*uint64{
 			"AX": &c.rax, "BX": &c.rbx, "CX": &c.rcx, "DX": &c.rdx, "SI": &c.rsi, "DI": &c.rdi, "BP": &c.rbp, "SP": &c.rsp, "IP": &c.rip,
 		}
-		for _, m := range registerText.FindAllStringSubmatch(part, -1) {
+		for _, m := range registerText().FindAllStringSubmatch(part, -1) {
 			f, ok := fields[m[1]]
 			if !ok {
 				return nil, fmt.Errorf("vCPU %d: register %s is there twice", i, m[1])
@@ -325,7 +332,7 @@ func parseRegisters(text string) ([]registers, error) {
 			*f = v
 			delete(fields, m[1])
 		}
-		cs := csText.FindStringSubmatch(part)
+		cs := csText().FindStringSubmatch(part)
 		if len(fields) > 0 || cs == nil {
 			return nil, fmt.Errorf("vCPU %d: not all registers are there", i)
 		}

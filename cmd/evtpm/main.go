@@ -86,6 +86,15 @@ func prepare(c *cli.Command) {
 			return cli.ShowSubcommandHelp(ctx)
 		}
 	}
+	if len(c.Subcommands) == 0 {
+		// Parsed flags are known to the context. The library would still look
+		// each one up among all, by regular expressions, for actions that none of
+		// ours has: a good part of what a short command takes.
+		c.Before = func(ctx *cli.Context) error {
+			ctx.Command.Flags = nil
+			return nil
+		}
+	}
 	for _, sub := range c.Subcommands {
 		prepare(sub)
 	}
