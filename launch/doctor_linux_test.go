@@ -649,8 +649,8 @@ func TestOptionKeys(t *testing.T) {
 	}
 }
 
-// TestE2EDoctorQEMU asks real programs: the QEMU of this machine, and 11.1 where
-// it is unpacked.
+// TestE2EDoctorQEMU asks real programs: the QEMU of this machine, and those that
+// are unpacked beside it.
 func TestE2EDoctorQEMU(t *testing.T) {
 	for _, program := range []string{"qemu-system-x86_64", "swtpm"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -658,20 +658,26 @@ func TestE2EDoctorQEMU(t *testing.T) {
 		}
 	}
 	binaries := []string{"qemu-system-x86_64"}
-	if newer, err := filepath.Abs("../build/qemu11/qemu-system-x86_64"); err == nil {
-		if _, err := os.Stat(newer); err == nil {
-			binaries = append(binaries, newer)
+	for _, version := range []string{"qemu7", "qemu11"} {
+		if other, err := filepath.Abs("../build/" + version + "/qemu-system-x86_64"); err == nil {
+			if _, err := os.Stat(other); err == nil {
+				binaries = append(binaries, other)
+			}
 		}
 	}
 	for _, binary := range binaries {
 		t.Run(filepath.Base(filepath.Dir(binary)), func(t *testing.T) {
 			h := newFakeHost(t)
 			h.o.connect, h.o.lookPath = nil, nil
-			for platform, want := range map[string][]string{
-				// Every object, device and property of the command lines.
-				"sim": nil,
-				"snp": nil,
-			} {
+			// Every object, device and property of the command lines.
+			sim, snp := []string(nil), []string(nil)
+			igvm, future := []string{"fail qemu-igvm", "fail qemu-options"}, []string{"fail qemu-options"}
+			if strings.Contains(binary, "qemu7") {
+				// It knows neither SEV-SNP nor the CPU model, and changes the kernel.
+				sim, snp = []string{"fail qemu-options", "fail qemu-version"}, []string{"fail qemu-snp", "fail qemu-options"}
+				igvm, future = append([]string{"fail qemu-snp"}, igvm...), sim
+			}
+			for platform, want := range map[string][]string{"sim": sim, "snp": snp} {
 				_, spec := planDir(t, "platform: "+platform, "qemu: {binary: "+binary+"}", "rng: true",
 					"disks: [{path: /dev/null, format: raw}]", "networks: [{type: user}]")
 				spec.Disks[0].Path = write(t, filepath.Join(t.TempDir(), "disk"), make([]byte, 512))
@@ -681,11 +687,11 @@ func TestE2EDoctorQEMU(t *testing.T) {
 			}
 			_, spec := igvmDir(t, testIGVM(t, 0), "qemu: {binary: "+binary+"}")
 			spec.SVSM.DevicePlane = true
-			if got := notOK(examine(t, h, spec)); !slices.Equal(got, []string{"fail qemu-igvm", "fail qemu-options"}) {
+			if got := notOK(examine(t, h, spec)); !slices.Equal(got, igvm) {
 				t.Errorf("a distribution's QEMU and COCONUT's image: found %q", got)
 			}
 			_, spec = planDir(t, "platform: sim", "qemu: {binary: "+binary+", machine: pc-q35-99.1}")
-			if got := notOK(examine(t, h, spec)); !slices.Equal(got, []string{"fail qemu-options"}) {
+			if got := notOK(examine(t, h, spec)); !slices.Equal(got, future) {
 				t.Errorf("a machine of the future: found %q", got)
 			}
 		})

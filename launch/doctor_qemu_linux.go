@@ -69,6 +69,9 @@ func (d *doctor) qemu() {
 	d.only(q.vtpm, PlatformSim)
 	if d.spec != nil {
 		d.only(q.commandLine, d.spec.Platform)
+		if err := d.spec.checkQEMU(c.Version()); err != nil {
+			d.fail("qemu-version", err.Error(), "QEMU 10.0 or later", "install a newer QEMU, or set kernel_hashes: off, then the PCRs alone bind the kernel")
+		}
 	}
 	if q.err != nil {
 		d.fail("qemu-answers", fmt.Sprintf("QEMU does not answer as expected: %v", q.err), "QEMU 7.2 or later", "install another QEMU")

@@ -100,6 +100,9 @@ func (p *simulation) serve(port net.Conn) {
 // measure has the simulated AMD-SP measure what QEMU holds.
 func (p *simulation) measure(ctx context.Context) (string, error) {
 	spec := p.s.plan.Spec
+	if err := spec.checkQEMU(p.s.monitor().Version()); err != nil {
+		return "", &classedError{class: attest.ClassHostNotCapable, err: err}
+	}
 	seq, err := snpsim.ReadSequence(ctx, p.s.monitor(), snpsim.ReadOptions{
 		Dir:           p.s.claim.dir,
 		GuestFeatures: spec.CPU.GuestFeatures,
