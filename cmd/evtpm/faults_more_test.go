@@ -82,7 +82,7 @@ func (r *rig) realQEMU(t *testing.T) {
 // nothingLeft fails the test when anything of the rig's runs or lies about.
 func (r *rig) nothingLeft(t *testing.T) {
 	t.Helper()
-	if left := r.gone(3 * time.Second); len(left) > 0 {
+	if left := r.gone(endWait); len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
 	}
 	if files := r.files(); len(files) > 0 {
@@ -127,12 +127,12 @@ func TestFaultNextLaunchCleansUp(t *testing.T) {
 	for _, how := range []func(){
 		func() {},
 		func() { r.evtpm("stop", "m") },
-		func() { _ = syscall.Kill(r.pid("supervisor"), syscall.SIGKILL); r.gone(3 * time.Second) },
-		func() { _ = syscall.Kill(r.pid("qemu"), syscall.SIGKILL); r.gone(3 * time.Second) },
+		func() { _ = syscall.Kill(r.pid("supervisor"), syscall.SIGKILL); r.gone(endWait) },
+		func() { _ = syscall.Kill(r.pid("qemu"), syscall.SIGKILL); r.gone(endWait) },
 		func() {
 			// As a crash of the file system would leave it.
 			_ = syscall.Kill(r.pid("supervisor"), syscall.SIGKILL)
-			r.gone(3 * time.Second)
+			r.gone(endWait)
 			_ = os.Truncate(filepath.Join(r.home, "m", "machine.json"), 10)
 		},
 	} {
@@ -189,7 +189,7 @@ func TestFaultL31_NothingGrows(t *testing.T) {
 		fail()
 	}
 	settled := func() bool { return runtime.NumGoroutine() <= goroutines && descriptors() <= fds }
-	for deadline := time.Now().Add(2 * time.Second); !settled() && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(endWait); !settled() && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if !settled() {
@@ -226,7 +226,7 @@ func TestFaultPsTellsTheTruth(t *testing.T) {
 			t.Fatalf("ps says %q; these run: %v", state, r.processes())
 		}
 		seen[state]++
-		if r.evtpm("stop", "m"); len(r.gone(3*time.Second)) > 0 {
+		if r.evtpm("stop", "m"); len(r.gone(endWait)) > 0 {
 			t.Fatalf("after stop these run: %v", r.processes())
 		}
 	}
@@ -237,7 +237,7 @@ func TestFaultPsTellsTheTruth(t *testing.T) {
 
 // settle waits until what ps says is so.
 func (r *rig) settle() (state launch.State, truth bool) {
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(endWait); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		state = r.state1()
 		switch runs := r.pid("qemu") != 0 && r.pid("swtpm") != 0 && r.pid("supervisor") != 0; state {
 		case launch.StateTrusted:
@@ -290,7 +290,7 @@ func TestFaultL18_DiskFull(t *testing.T) {
 		if result != "code 0" && !full {
 			t.Errorf("%d KiB of room: %q:\n%s", kib, result, said.String())
 		}
-		if left := r.gone(2 * time.Second); len(left) > 0 {
+		if left := r.gone(endWait); len(left) > 0 {
 			t.Errorf("%d KiB of room: these run: %v", kib, left)
 		}
 		report("disk     full, %3d KiB of room %-27s %s %6.2fs  orphans 0  files 0", kib, "", result, took.Seconds())
@@ -324,7 +324,7 @@ func TestFaultRealQEMU(t *testing.T) {
 			}
 			action, role, _ := strings.Cut(what, "-")
 			var pid int
-			for deadline := time.Now().Add(5 * time.Second); pid == 0 && time.Now().Before(deadline); {
+			for deadline := time.Now().Add(endWait); pid == 0 && time.Now().Before(deadline); {
 				pid = r.pid(role)
 			}
 			began := time.Now()
@@ -341,7 +341,7 @@ func TestFaultRealQEMU(t *testing.T) {
 			if code := cmd.ProcessState.ExitCode(); code != want {
 				t.Errorf("%s at %s: exit code %d, expected %d:\n%s", what, point, code, want, rest)
 			}
-			left := r.gone(3 * time.Second)
+			left := r.gone(endWait)
 			if code, said := r.evtpm("ps"); code != 0 || said != "" && !strings.Contains(said, " dead ") {
 				t.Errorf("%s at %s: evtpm ps: %s", what, point, said)
 			}
@@ -366,7 +366,7 @@ func TestFaultL16_ManyMachines(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range n {
 		path := filepath.Join(r.dir, fmt.Sprintf("m%d.yaml", i))
-		s := strings.NewReplacer("name: m\n", fmt.Sprintf("name: m%d\n", i), "start: 6s", "start: 60s", "boot: 4s", "boot: 5m").Replace(string(spec))
+		s := strings.NewReplacer("name: m\n", fmt.Sprintf("name: m%d\n", i)).Replace(string(spec))
 		if err := os.WriteFile(path, []byte(s), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -419,7 +419,7 @@ func TestFaultL10_ResetEndsTheMachine(t *testing.T) {
 	if err := mon.Execute(ctx, "system_reset", nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	if left := r.gone(5 * time.Second); len(left) > 0 {
+	if left := r.gone(endWait); len(left) > 0 {
 		t.Errorf("these run after a reset: %v", left)
 	}
 	if code, said := r.evtpm("ps"); code != 0 || !strings.Contains(said, "the guest was reset") {
@@ -472,7 +472,7 @@ func TestFaultL10_ResetRestarts(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen := map[launch.State]bool{}
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		for deadline := time.Now().Add(endWait); ; time.Sleep(2 * time.Millisecond) {
 			m, err := home.Status(context.Background(), "m")
 			if err != nil {
 				t.Fatal(err)
@@ -502,12 +502,12 @@ func TestFaultL10_ResetRestarts(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(r.dir, "reboot"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); r.state1() != launch.StateStopped && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(endWait); r.state1() != launch.StateStopped && time.Now().Before(deadline); {
 		if code, said := r.evtpm("stop", "m"); code != 0 {
 			t.Errorf("stop: %s", said)
 		}
 	}
-	if left := r.gone(3 * time.Second); len(left) > 0 || r.state1() != launch.StateStopped {
+	if left := r.gone(endWait); len(left) > 0 || r.state1() != launch.StateStopped {
 		t.Errorf("after stop the machine is %s, and these run: %v", r.state1(), left)
 	}
 	r.evtpm("rm", "m")

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // What scripts/setup puts where.
@@ -114,7 +113,7 @@ func TestE2ELaunch(t *testing.T) {
 	if code, said := r.evtpm("stop", "m"); code != 0 {
 		t.Errorf("stop: %s", said)
 	}
-	if left := r.gone(3 * time.Second); len(left) > 0 {
+	if left := r.gone(endWait); len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
 	}
 	if code, said := r.evtpm("attest", "m"); code != 8 || !strings.Contains(said, "does not run: stopped") {
