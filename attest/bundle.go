@@ -136,6 +136,15 @@ func (b *Bundle) Encode() []byte {
 	return out.Bytes()
 }
 
+// tableCertificate reads a certificate of a certificate table. It is DER by the
+// specification; some hosts put PEM there.
+func tableCertificate(data []byte) (*x509.Certificate, error) {
+	if block, rest := pem.Decode(data); block != nil && block.Type == pemCertificate && len(bytes.Trim(rest, "\x00\r\n")) == 0 {
+		data = block.Bytes
+	}
+	return x509.ParseCertificate(data)
+}
+
 // TableBundle takes the certificates and CRLs out of a certificate table.
 func TableBundle(table []byte) (*Bundle, error) {
 	entries, err := ParseCertTable(table)
@@ -146,7 +155,10 @@ func TableBundle(table []byte) (*Bundle, error) {
 	for _, e := range entries {
 		switch e.GUID {
 		case GUIDVCEK, GUIDVLEK, GUIDASK, GUIDARK:
-			err = b.addCertificate(e.Data)
+			var c *x509.Certificate
+			if c, err = tableCertificate(e.Data); err == nil {
+				b.Certificates = append(b.Certificates, c)
+			}
 		case GUIDCRL:
 			err = b.addCRL(e.Data)
 		}

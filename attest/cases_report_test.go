@@ -380,7 +380,14 @@ func TestS23_PlatformInfoUnknownBit(t *testing.T) {
 func TestS24_AliasCheckIncomplete(t *testing.T) {
 	m := withReport(func(r attesttest.Report) { r.PutU64(attesttest.OffPlatformInfo, 0x05) })
 	want(t, judge(t, m), is(attest.CheckAliasCheck, attest.ReasonAliasCheck))
-	want(t, judgeWith(t, m, func(p *attest.Policy) { delete(p.Platform.Bits, "alias_check_complete") }))
+	want(t, judgeWith(t, m, func(p *attest.Policy) { p.Platform.Bits["alias_check_complete"] = attest.Any }))
+	// The floors of a processor ask for it too, where the policy says nothing.
+	silent := func(p *attest.Policy) { delete(p.Platform.Bits, "alias_check_complete") }
+	want(t, judgeWith(t, m, silent), is(attest.CheckAliasCheck, attest.ReasonAliasCheck))
+	want(t, judgeWith(t, m, func(p *attest.Policy) {
+		silent(p)
+		p.TCB.Floors = attest.FloorSource{Name: "none"}
+	}))
 }
 
 func vmpl(level uint32) *attesttest.Machine {

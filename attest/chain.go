@@ -1,7 +1,9 @@
 package attest
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -18,7 +20,8 @@ type chain struct {
 	leaf, intermediate, root *x509.Certificate
 }
 
-// maxCandidates bounds how many certificates of a role are tried.
+// maxCandidates bounds how many certificates of a role are tried, each at the
+// price of a signature verification.
 const maxCandidates = 16
 
 // CertificateRole says what a certificate is, by its form alone: "leaf", or
@@ -57,45 +60,109 @@ func candidates(lists ...[]*x509.Certificate) (leafs, intermediates, roots []*x5
 }
 
 // pickLeaf chooses the leaf for a report: the one whose key signed it, else the
-// first of the kind that the report names, else the first. A report that no leaf
-// signed thus still gets a verdict that says so.
-func pickLeaf(r *Report, leafs []*x509.Certificate) *x509.Certificate {
-	if len(leafs) > maxCandidates {
-		leafs = leafs[:maxCandidates]
-	}
+// one that looks most like its own. A report that no leaf signed thus still gets
+// a verdict that says so. Of several that hold the same key, as a chip's
+// certificates of different dates do, one that is valid now is chosen.
+//
+// A verifier's bundle may hold a certificate for each of its machines, so the
+// order in which they are tried is that of likeness; what bounds the time is how
+// many are tried.
+func pickLeaf(r *Report, leafs []*x509.Certificate, now time.Time) *x509.Certificate {
 	if len(leafs) < 2 {
 		if len(leafs) == 0 {
 			return nil
 		}
 		return leafs[0]
 	}
+	type candidate struct {
+		cert     *x509.Certificate
+		key      *ecdsa.PublicKey
+		likeness int
+	}
+	var list []candidate
 	for _, c := range leafs {
-		if l, err := parseLeaf(c); err == nil && verifySignature(r, l.key) == nil {
-			return c
+		if l, err := parseLeaf(c); err == nil {
+			list = append(list, candidate{c, l.key, l.likeness(r, now)})
 		}
 	}
-	for _, c := range leafs {
-		if l, err := parseLeaf(c); err == nil && l.Kind == signingKeyName(r.SignerInfo.SigningKey()) {
-			return c
+	if len(list) == 0 {
+		return leafs[0]
+	}
+	slices.SortStableFunc(list, func(a, b candidate) int { return b.likeness - a.likeness })
+	for _, c := range list[:min(len(list), maxCandidates)] {
+		if verifySignature(r, c.key) == nil {
+			return c.cert
 		}
 	}
-	return leafs[0]
+	return list[0].cert
+}
+
+// likenessAll is the likeness when everything agrees.
+const (
+	likenessBits = 4
+	likenessAll  = 1<<likenessBits - 1
+)
+
+// likeness says how much of what a report and its leaf certificate share agrees:
+// the kind of key, the chip, the TCB; and, least of all, whether the certificate
+// is valid now.
+func (l *Leaf) likeness(r *Report, now time.Time) int {
+	layout := TCBLayoutMilan
+	if l.TCB.FMC != nil {
+		layout = TCBLayoutTurin
+	}
+	n := 0
+	for i, agrees := range [likenessBits]bool{
+		validAt(l.Certificate, now),
+		layout.Join(l.TCB) == r.ReportedTCB,
+		l.Kind == "vlek" || bytes.HasPrefix(r.ChipID[:], l.HWID),
+		l.Kind == signingKeyName(r.SignerInfo.SigningKey()),
+	} {
+		if agrees {
+			n |= 1 << i
+		}
+	}
+	return n
+}
+
+// mayBeLeafOf reports whether a leaf certificate is for a report's kind of key,
+// chip and TCB, so that no other certificate would do better.
+func mayBeLeafOf(r *Report, c *x509.Certificate) bool {
+	l, err := parseLeaf(c)
+	return err == nil && l.likeness(r, c.NotBefore) == likenessAll
+}
+
+// validAt reports whether a time is within a certificate's validity.
+func validAt(c *x509.Certificate, now time.Time) bool {
+	return !now.Before(c.NotBefore) && !now.After(c.NotAfter)
 }
 
 // pickIssuer chooses the issuer of a certificate among candidates: the one with
-// the issuer's name, or, of several, the one whose key signed it. Whether it did,
-// the chain's verification says.
-func pickIssuer(c *x509.Certificate, from []*x509.Certificate) *x509.Certificate {
+// the issuer's name, or, of several, the one whose key signed it, valid now if
+// there is one. Whether it did, the chain's verification says.
+func pickIssuer(c *x509.Certificate, from []*x509.Certificate, now time.Time) *x509.Certificate {
 	var named []*x509.Certificate
 	for _, p := range from {
 		if string(p.RawSubject) == string(c.RawIssuer) && len(named) < maxCandidates {
 			named = append(named, p)
 		}
 	}
-	if len(named) == 0 {
-		return nil
+	if len(named) < 2 {
+		if len(named) == 0 {
+			return nil
+		}
+		return named[0]
 	}
-	for _, p := range named[1:] {
+	slices.SortStableFunc(named, func(a, b *x509.Certificate) int {
+		switch va, vb := validAt(a, now), validAt(b, now); {
+		case va == vb:
+			return 0
+		case va:
+			return -1
+		}
+		return 1
+	})
+	for _, p := range named {
 		if c.CheckSignatureFrom(p) == nil {
 			return p
 		}
@@ -105,16 +172,16 @@ func pickIssuer(c *x509.Certificate, from []*x509.Certificate) *x509.Certificate
 
 // assemble finds leaf, intermediate and root among certificates, in the order
 // of the lists. A certificate that is missing is nil.
-func assemble(r *Report, lists ...[]*x509.Certificate) chain {
+func assemble(r *Report, now time.Time, lists ...[]*x509.Certificate) chain {
 	leafs, intermediates, roots := candidates(lists...)
-	c := chain{leaf: pickLeaf(r, leafs)}
+	c := chain{leaf: pickLeaf(r, leafs, now)}
 	if c.leaf == nil {
 		return c
 	}
-	if c.intermediate = pickIssuer(c.leaf, intermediates); c.intermediate == nil {
+	if c.intermediate = pickIssuer(c.leaf, intermediates, now); c.intermediate == nil {
 		return c
 	}
-	c.root = pickIssuer(c.intermediate, roots)
+	c.root = pickIssuer(c.intermediate, roots, now)
 	return c
 }
 

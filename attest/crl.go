@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -65,8 +66,9 @@ func ParseCRL(der []byte) (*x509.RevocationList, error) {
 
 // revocation is what is known about revocation for a chain.
 type revocation struct {
-	lists []*x509.RevocationList // issued by the root's name
-	err   error                  // why no more could be had
+	lists  []*x509.RevocationList // issued by the root's name
+	others []string               // issuers of those that are another root's
+	err    error                  // why no more could be had
 }
 
 // gatherCRLs collects the CRLs of a chain's root: those given, that of the
@@ -77,6 +79,7 @@ func (v *verifier) gatherCRLs(ctx context.Context, c chain, leaf *Leaf) revocati
 	current := false
 	add := func(l *x509.RevocationList) {
 		if string(l.RawIssuer) != string(c.root.RawSubject) {
+			r.others = append(r.others, l.Issuer.CommonName)
 			return
 		}
 		r.lists = append(r.lists, l)
@@ -149,11 +152,19 @@ func (v *verifier) checkRevocation(c chain, r revocation) []Check {
 
 // withoutCRL is the outcome when there is no CRL of the root.
 func (v *verifier) withoutCRL(r revocation) []Check {
+	others := ""
+	if len(r.others) > 0 {
+		slices.Sort(r.others)
+		others = "those given are of " + strings.Join(slices.Compact(r.others), ", ")
+	}
 	required := v.policy.Revocation == RevocationRequired || v.policy.Revocation == RevocationWhenOnline && v.o.Getter != nil
 	if !required && r.err == nil {
 		note := "no CRL was given, and the policy does not ask for one"
+		if others != "" {
+			note = "no CRL of the root was given, and the policy does not ask for one: " + others
+		}
 		if v.policy.Revocation == RevocationWhenOnline {
-			v.warn("revocation was not checked: no CRL was given and the verification is offline")
+			v.warn("revocation was not checked: no CRL of the root was given and the verification is offline")
 		}
 		return []Check{skip(CheckCRL, note), skip(CheckRevocation, note)}
 	}
@@ -165,7 +176,7 @@ func (v *verifier) withoutCRL(r revocation) []Check {
 			reason = ReasonCRLMalformed
 		}
 	}
-	c := fail(CheckCRL, reason, "a CRL of the root", found)
+	c := fail(CheckCRL, reason, "a CRL of the root", found).with(others)
 	return []Check{c, notMade(CheckRevocation, c)}
 }
 

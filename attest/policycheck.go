@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -247,27 +248,36 @@ func checkSMT(r *Report) Check {
 	return pass(CheckSMT, "")
 }
 
+// platformWants are the policy's wants of PLATFORM_INFO, and those that come with
+// the floors of the report's processor where the policy says nothing.
+func platformWants(r *Report, p *Policy) map[string]Want {
+	wants := maps.Clone(p.Platform.Bits)
+	if wants == nil {
+		wants = map[string]Want{}
+	}
+	if r.CPUID != nil && p.TCB.Floors.Table != nil {
+		if f := p.TCB.Floors.Table.Find(*r.CPUID); f != nil {
+			for name, w := range f.Platform {
+				if wants[name] == "" {
+					wants[name] = w
+				}
+			}
+		}
+	}
+	return wants
+}
+
+// aliasCheckBit has a check of its own.
+const aliasCheckBit = "alias_check_complete"
+
 // checkPlatformInfo judges PLATFORM_INFO.
 func checkPlatformInfo(r *Report, p *Policy) Check {
 	found := fmt.Sprintf("%#x", uint64(r.PlatformInfo))
 	if unknown := r.PlatformInfo &^ knownPlatformBits(r.Version); unknown != 0 && !p.Platform.AllowUnknownBits {
 		return fail(CheckPlatformInfo, ReasonPlatformUnknown, fmt.Sprintf("bits of %#x", uint64(knownPlatformBits(r.Version))), found)
 	}
-	wants := map[string]Want{}
-	for name, w := range p.Platform.Bits {
-		if name != "alias_check_complete" {
-			wants[name] = w
-		}
-	}
-	if r.CPUID != nil && p.TCB.Floors.Table != nil {
-		if f := p.TCB.Floors.Table.Find(*r.CPUID); f != nil {
-			for name, w := range f.Platform {
-				if name != "alias_check_complete" && wants[name] == "" {
-					wants[name] = w
-				}
-			}
-		}
-	}
+	wants := platformWants(r, p)
+	delete(wants, aliasCheckBit)
 	if faults := bitFaults(platformBits, wants, r.PlatformInfo.Bit); faults != "" {
 		return fail(CheckPlatformInfo, ReasonPlatformBits, "the policy's bits", faults)
 	}
@@ -276,9 +286,9 @@ func checkPlatformInfo(r *Report, p *Policy) Check {
 
 // checkAliasCheck judges ALIAS_CHECK_COMPLETE (AMD-SB-3015).
 func checkAliasCheck(r *Report, p *Policy) Check {
-	want := map[string]Want{"alias_check_complete": p.Platform.Bits["alias_check_complete"]}
+	want := map[string]Want{aliasCheckBit: platformWants(r, p)[aliasCheckBit]}
 	if faults := bitFaults(platformBits, want, r.PlatformInfo.Bit); faults != "" {
-		return fail(CheckAliasCheck, ReasonAliasCheck, string(want["alias_check_complete"]), faults)
+		return fail(CheckAliasCheck, ReasonAliasCheck, string(want[aliasCheckBit]), faults)
 	}
 	if !r.PlatformInfo.Bit(PlatformAliasCheck) {
 		return skip(CheckAliasCheck, "the check was not made, and the policy does not ask for it")

@@ -12,9 +12,10 @@ import (
 // certificate table behind it.
 const MaxReportFile = 2 * (ReportSize + maxCertTable)
 
-// SplitReport takes apart what tools save as a report: the 1184 bytes, or the
-// same in hexadecimal or base64 (white space is passed over), with or without a
-// certificate table behind them.
+// SplitReport takes apart what tools save as a report: the 1184 bytes, with or
+// without a certificate table behind them, or Azure's HCL report around them; or
+// the same in hexadecimal, with or without 0x before it, or base64 (white space
+// is passed over).
 func SplitReport(data []byte) (report, certTable []byte, err error) {
 	if len(data) > MaxReportFile {
 		return nil, nil, fmt.Errorf("report: found %d bytes, expected at most %d", len(data), MaxReportFile)
@@ -23,6 +24,13 @@ func SplitReport(data []byte) (report, certTable []byte, err error) {
 		if data, err = decodeText(data); err != nil {
 			return nil, nil, err
 		}
+	}
+	if bytes.HasPrefix(data, []byte(hclMagic)) {
+		hcl, err := ParseHCL(data)
+		if err != nil {
+			return nil, nil, fmt.Errorf("report: %w", err)
+		}
+		return hcl.Report, nil, nil
 	}
 	if len(data) < ReportSize {
 		return nil, nil, fmt.Errorf("%w: found %d bytes, expected %d", ErrReportLength, len(data), ReportSize)
@@ -51,6 +59,12 @@ func isText(data []byte) bool {
 // padding.
 func decodeText(data []byte) ([]byte, error) {
 	text := bytes.Join(bytes.Fields(data), nil)
+	if bytes.HasPrefix(text, []byte("{")) {
+		return nil, errors.New("report: found JSON, expected a bare report: evidence has commands of its own")
+	}
+	if digits, ok := bytes.CutPrefix(text, []byte("0x")); ok {
+		text = digits
+	}
 	if out, err := hex.DecodeString(string(text)); err == nil {
 		return out, nil
 	}

@@ -353,24 +353,26 @@ func (v *verifier) certificates(ctx context.Context, r *Report, table []byte) (c
 	for _, e := range entries {
 		switch e.GUID {
 		case GUIDVCEK, GUIDVLEK, GUIDASK, GUIDARK:
-			c, err := x509.ParseCertificate(e.Data)
+			c, err := tableCertificate(e.Data)
 			if err != nil {
-				return chain{}, fail(CheckCertificates, ReasonCertificateTable, "a certificate in DER", e.GUID.String()+": "+oneLine(err))
+				return chain{}, fail(CheckCertificates, ReasonCertificateTable, "a certificate", e.GUID.String()+": "+oneLine(err))
 			}
 			fromTable = append(fromTable, c)
 		case GUIDCRL:
 			v.tableCRLs = append(v.tableCRLs, e.Data)
 		}
 	}
-	c := assemble(r, fromTable, v.o.Certificates, v.roots.certificates())
+	c := assemble(r, v.now, fromTable, v.o.Certificates, v.roots.certificates())
 	source := ""
-	if c.leaf == nil && v.o.Getter != nil && v.roots.sim == nil {
+	if v.o.Getter != nil && v.roots.sim == nil && (c.leaf == nil || !mayBeLeafOf(r, c.leaf)) {
 		fetched, err := fetchVCEK(ctx, v.o.Getter, r)
-		if err != nil {
+		switch {
+		case err == nil:
+			c = assemble(r, v.now, []*x509.Certificate{fetched}, fromTable, v.o.Certificates, v.roots.certificates())
+			source = ", VCEK from " + KDSHost
+		case c.leaf == nil:
 			return chain{}, fail(CheckCertificates, ReasonCertificatesUnavailable, "VCEK from "+KDSHost, oneLine(err))
 		}
-		c = assemble(r, []*x509.Certificate{fetched}, fromTable, v.o.Certificates, v.roots.certificates())
-		source = ", VCEK from " + KDSHost
 	}
 	if missing := c.missing(); missing != "" {
 		return chain{}, fail(CheckCertificates, ReasonCertificatesUnavailable, "VCEK or VLEK, ASK and ARK", "no "+missing).

@@ -1,0 +1,288 @@
+package attest_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"math/big"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/attesttest"
+)
+
+// verifyWith judges a machine's report with certificates from a bundle alone.
+func verifyWith(t *testing.T, m *attesttest.Machine, certs []*x509.Certificate, change func(*attest.Options)) *attest.Verdict {
+	t.Helper()
+	o := options(m)
+	o.Certificates = append([]*x509.Certificate{m.Signer.ASK, m.Signer.ASVK}, certs...)
+	if change != nil {
+		change(&o)
+	}
+	v, err := attest.VerifyReport(t.Context(), m.SignedReport([64]byte{1}), nil, attest.Expect{}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// decoy is a leaf certificate of the same chip and TCB with another key, which
+// nobody signed.
+func decoy(t *testing.T, m *attesttest.Machine, serial int64) *x509.Certificate {
+	t.Helper()
+	template := *m.LeafCertificate()
+	template.SerialNumber = big.NewInt(serial)
+	template.ExtraExtensions = template.Extensions
+	template.SignatureAlgorithm = 0
+	parent := *m.Signer.ASK
+	parent.PublicKey = nil
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &template, &parent, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// A verifier's bundle holds the certificates of all its machines, at all their
+// levels: the one that is the report's is found wherever it stands.
+func TestLeafAmongMany(t *testing.T) {
+	for _, m := range []*attesttest.Machine{genoa(), attesttest.NewMachine(attesttest.Turin)} {
+		var fleet []*x509.Certificate
+		for i := range 50 {
+			l := attesttest.Leaf{ChipID: m.ChipID, Levels: m.Processor.Levels}
+			switch i % 3 {
+			case 0:
+				l.ChipID[0] = byte(i)
+			case 1:
+				l.Levels[4] -= byte(i)
+			case 2:
+				l.VLEK = true
+			}
+			fleet = append(fleet, m.Signer.Leaf(l))
+		}
+		want(t, verifyWith(t, m, append(fleet, m.LeafCertificate()), nil))
+		// Without it, what is wrong is said about the nearest.
+		v := verifyWith(t, m, fleet, nil)
+		if v.Trusted() || v.Class() != attest.ClassSignature {
+			t.Errorf("%s, class %d: %v", v.Result, v.Class(), failures(v))
+		}
+	}
+}
+
+// What looks like the report's own certificate and is not only costs time.
+func TestLeafAmongDecoys(t *testing.T) {
+	m := genoa()
+	var decoys []*x509.Certificate
+	for i := range int64(15) {
+		decoys = append(decoys, decoy(t, m, i+1))
+	}
+	want(t, verifyWith(t, m, append(decoys, m.LeafCertificate()), nil))
+	// The report's signature decides, not the likeness.
+	other := genoa()
+	other.ChipID[3]++
+	v := verifyWith(t, m, append(decoys[:1:1], other.LeafCertificate()), nil)
+	want(t, v, is(attest.CheckChipBinding, attest.ReasonChipIDMismatch))
+	// And their number is bounded: a signature verification each.
+	v = verifyWith(t, m, append(append(decoys, decoy(t, m, 99)), m.LeafCertificate()), nil)
+	wantAny(t, v, is(attest.CheckReportSignature, attest.ReasonSignatureInvalid))
+}
+
+// A chip's certificate is made anew from time to time, with the same key.
+func TestCertificatesOfSeveralDates(t *testing.T) {
+	m := genoa()
+	old := func(c *x509.Certificate) {
+		c.NotAfter, c.SerialNumber = attesttest.Now.AddDate(0, 0, -1), big.NewInt(7)
+	}
+	young := func(c *x509.Certificate) {
+		c.NotBefore, c.SerialNumber = attesttest.Now.AddDate(0, 0, 1), big.NewInt(8)
+	}
+	expired := withLeaf(old).LeafCertificate()
+	future := withLeaf(young).LeafCertificate()
+	want(t, verifyWith(t, m, []*x509.Certificate{expired, future, m.LeafCertificate()}, nil))
+	want(t, verifyWith(t, m, []*x509.Certificate{m.LeafCertificate(), expired, future}, nil))
+	want(t, verifyWith(t, m, []*x509.Certificate{expired, expired}, nil), is(attest.CheckCertificateTime, attest.ReasonCertificateExpired))
+
+	// So is an intermediate's.
+	ask := *m.Signer.ASK
+	old(&ask)
+	oldASK := m.Signer.CertifyByRoot(&ask)
+	ask = *m.Signer.ASK
+	young(&ask)
+	youngASK := m.Signer.CertifyByRoot(&ask)
+	for _, list := range [][]*x509.Certificate{{oldASK, youngASK, m.Signer.ASK}, {m.Signer.ASK, oldASK, youngASK}} {
+		want(t, verifyWith(t, m, nil, func(o *attest.Options) {
+			o.Certificates = append(list, m.LeafCertificate())
+		}))
+	}
+}
+
+// Certificates of other machines do not keep this one's from being fetched; one
+// that is this machine's does, whatever the signature says.
+func TestFetchBesideOtherCertificates(t *testing.T) {
+	m := genoa()
+	other := genoa()
+	other.ChipID[0]++
+	report := m.SignedReport([64]byte{1})
+	parsed, err := attest.ParseReport(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	url, err := attest.ReportURL(parsed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	crl := attest.CRLURL("vcek", "Genoa")
+	judge := func(report []byte, g attest.Getter, leaf *x509.Certificate) *attest.Verdict {
+		o := hardware(t, m)
+		o.Getter, o.Certificates = g, []*x509.Certificate{m.Signer.ASK, m.Signer.ARK, leaf}
+		v, err := attest.VerifyReport(t.Context(), report, nil, attest.Expect{}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	good := getter{crl: m.Signer.CRL(nil, nil), url: m.LeafCertificate().Raw}
+	want(t, judge(report, good, other.LeafCertificate()))
+	older := genoa()
+	older.Processor.Levels[3]--
+	want(t, judge(report, good, older.LeafCertificate()))
+	// When it cannot be had, the one that is there is judged.
+	none := getter{crl: m.Signer.CRL(nil, nil)}
+	want(t, judge(report, none, other.LeafCertificate()), is(attest.CheckChipBinding, attest.ReasonChipIDMismatch))
+	// Nothing is asked about a machine whose certificate is there.
+	tampered := bytes.Clone(report)
+	tampered[attesttest.OffReportData] ^= 1
+	asked := counter{getter: good, n: map[string]int{}}
+	want(t, judge(tampered, asked, m.LeafCertificate()), is(attest.CheckReportSignature, attest.ReasonSignatureInvalid))
+	if asked.n[url] > 0 {
+		t.Error("the certificate was fetched although it was there")
+	}
+	// Expiry is no reason to ask: the answer would be of the same date.
+	expired := withLeaf(func(c *x509.Certificate) { c.NotAfter = attesttest.Now.AddDate(0, 0, -1) })
+	want(t, judge(report, asked, expired.LeafCertificate()), is(attest.CheckCertificateTime, attest.ReasonCertificateExpired))
+	if asked.n[url] > 0 {
+		t.Error("the certificate was fetched although it was there")
+	}
+}
+
+// counter is a getter that counts what it is asked for.
+type counter struct {
+	getter
+	n map[string]int
+}
+
+func (c counter) Get(ctx context.Context, url string) ([]byte, error) {
+	c.n[url]++
+	return c.getter.Get(ctx, url)
+}
+
+// Some hosts put PEM into the certificate table.
+func TestCertificateTableInPEM(t *testing.T) {
+	m := genoa()
+	text := func(der []byte, tail string) []byte {
+		return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), tail...)
+	}
+	table := func(leaf []byte) []byte {
+		return attest.EncodeCertTable([]attest.CertEntry{
+			{GUID: attest.GUIDVCEK, Data: leaf},
+			{GUID: attest.GUIDASK, Data: m.Signer.ASK.Raw},
+			{GUID: attest.GUIDARK, Data: m.Signer.ARK.Raw},
+		})
+	}
+	verdict := func(table []byte) *attest.Verdict {
+		v, err := attest.VerifyReport(t.Context(), m.SignedReport([64]byte{1}), table, attest.Expect{}, options(m))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	leaf := m.LeafCertificate().Raw
+	for _, tail := range []string{"", "\x00", "\r\n\x00\x00"} {
+		in := table(text(leaf, tail))
+		want(t, verdict(in))
+		if b, err := attest.TableBundle(in); err != nil || len(b.Certificates) != 3 {
+			t.Errorf("%+v, %v", b, err)
+		}
+	}
+	malformed := is(attest.CheckCertificates, attest.ReasonCertificateTable)
+	for name, data := range map[string][]byte{
+		"two":         append(text(leaf, ""), text(leaf, "")...),
+		"a key":       pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: leaf}),
+		"text behind": text(leaf, "more"),
+		"zeros":       append(bytes.Clone(leaf), 0),
+	} {
+		t.Run(name, func(t *testing.T) { want(t, verdict(table(data)), malformed) })
+	}
+}
+
+// A CRL of another root says nothing, and the verdict says so.
+func TestCRLOfAnotherRoot(t *testing.T) {
+	m := genoa()
+	o := hardware(t, m)
+	milan, turin := attesttest.NewSigner("Milan").CRL(nil, nil), attesttest.NewSigner("Turin").CRL(nil, nil)
+	note := func(v *attest.Verdict) string {
+		for _, c := range v.Checks {
+			if c.Name == string(attest.CheckCRL) {
+				return c.Note
+			}
+		}
+		return ""
+	}
+	v := judgeCRL(t, m, o, turin, milan, milan)
+	want(t, v)
+	if n := note(v); !strings.HasSuffix(n, "those given are of ARK-Milan, ARK-Turin") {
+		t.Errorf("note is %q", n)
+	}
+	o.Policy.Revocation = attest.RevocationRequired
+	v = judgeCRL(t, m, o, milan)
+	want(t, v, is(attest.CheckCRL, attest.ReasonCRLUnavailable))
+	if n := note(v); n != "those given are of ARK-Milan" {
+		t.Errorf("note is %q", n)
+	}
+	if n := note(judgeCRL(t, m, o)); n != "" {
+		t.Errorf("note is %q", n)
+	}
+}
+
+// More forms in which tools save a report.
+func TestSplitReportInOtherForms(t *testing.T) {
+	raw := []byte(genoa().SignedReport([64]byte{1}))
+	r, table, err := attest.SplitReport([]byte("0x" + hex.EncodeToString(raw) + "\n"))
+	if err != nil || table != nil || !bytes.Equal(r, raw) {
+		t.Errorf("0x: %v", err)
+	}
+	for name, text := range map[string]string{
+		"two prefixes": "0x0x" + hex.EncodeToString(raw),
+		"JSON":         `{"report": "` + hex.EncodeToString(raw) + `"}`,
+	} {
+		if _, _, err := attest.SplitReport([]byte(text)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	// Azure's HCL report has it inside.
+	hcl := readFile(t, filepath.Join(dataDir(t), "azure-vtpm", "trustee__hcl-report.bin"))
+	for name, data := range map[string][]byte{"raw": hcl, "hex": []byte(hex.EncodeToString(hcl))} {
+		r, table, err := attest.SplitReport(data)
+		if err != nil || table != nil || !bytes.Equal(r, hcl[32:32+1184]) {
+			t.Errorf("HCL report, %s: %v", name, err)
+		}
+	}
+	if _, _, err := attest.SplitReport(hcl[:1300]); err == nil {
+		t.Error("half an HCL report was accepted")
+	}
+}
