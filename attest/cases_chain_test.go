@@ -65,7 +65,14 @@ func TestS32_WrongProduct(t *testing.T) {
 	// A Milan chain for a report that says Genoa.
 	m := genoa()
 	m.Signer = attesttest.NewSigner("Milan")
-	want(t, judge(t, m), mismatch)
+	v := judge(t, m)
+	want(t, v, mismatch)
+	if v.Product != "" {
+		t.Errorf("product is %q although nothing agrees", v.Product)
+	}
+	if v = judge(t, genoa()); v.Product != "Genoa" {
+		t.Errorf("product is %q", v.Product)
+	}
 	// A leaf under Genoa's root that says Milan.
 	m = genoa()
 	m.Leaf = &attesttest.Leaf{ChipID: m.ChipID, Levels: m.Processor.Levels, Product: "Milan-B0"}
@@ -90,7 +97,7 @@ func TestS32_WrongProduct(t *testing.T) {
 		is(attest.CheckPolicyProduct, attest.ReasonProductNotAllowed))
 	// Venice is known by name, and has neither roots nor floors.
 	m = withReport(func(r attesttest.Report) { r.Put(attesttest.OffCPUID, []byte{0x1A, 0x50, 0}) })
-	v := judge(t, m)
+	v = judge(t, m)
 	wantAny(t, v, mismatch)
 	wantAny(t, v, is(attest.CheckPolicyProduct, attest.ReasonProductNotAllowed))
 	// A leaf with a stepping in its name is still of its line.

@@ -62,6 +62,10 @@ type Verdict struct {
 	Result string `json:"result"`
 	// Platform is "snp" or "sim": which kind of root signed the report.
 	Platform string `json:"platform"`
+	// Product is the processor's by the report's CPUID or, before version 3, by
+	// the certificate; empty when report, certificate and chain do not agree on
+	// one.
+	Product string `json:"product,omitempty"`
 	// Time is the time that validity was judged at.
 	Time time.Time `json:"time"`
 	// Live is true when the verifier itself made the challenge in this run, so

@@ -288,6 +288,9 @@ func (v *verifier) authenticity(ctx context.Context, r *Report, certTable []byte
 		v.block(check)
 		return
 	}
+	if check.Status == Passed {
+		v.verdict.Product = product.Name
+	}
 	v.put(check, checkPolicyProduct(product, v.policy), checkChipBinding(r, leaf, product, v.policy))
 	v.product = product
 	v.levels(r, leaf, product)
