@@ -3,6 +3,7 @@ package attest_test
 import (
 	"crypto/ecdsa"
 	"crypto/sha512"
+	"crypto/x509"
 	"math/big"
 	"testing"
 
@@ -47,6 +48,31 @@ func BenchmarkVerifyReport(b *testing.B) {
 	report, o := benchReport(b)
 	o.Cache = new(attest.ChainCache)
 	o.Policy = attest.DefaultPolicy()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			v, err := attest.VerifyReport(b.Context(), report, nil, attest.Expect{}, o)
+			if err != nil || !v.Trusted() {
+				b.Fatal(err, reasons(v))
+			}
+		}
+	})
+}
+
+// BenchmarkVerifyReportFleet is the same with a bundle of a thousand machines'
+// certificates.
+func BenchmarkVerifyReportFleet(b *testing.B) {
+	m := attesttest.NewMachine(attesttest.Genoa)
+	report, o := benchReport(b)
+	o.Cache = new(attest.ChainCache)
+	o.Policy = attest.DefaultPolicy()
+	var fleet []*x509.Certificate
+	for i := range 1000 {
+		l := attesttest.Leaf{ChipID: m.ChipID, Levels: m.Processor.Levels}
+		l.ChipID[0], l.ChipID[1] = byte(i), byte(i>>8)
+		fleet = append(fleet, m.Signer.Leaf(l))
+	}
+	o.Certificates = append(fleet, o.Certificates...)
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			v, err := attest.VerifyReport(b.Context(), report, nil, attest.Expect{}, o)

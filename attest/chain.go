@@ -3,7 +3,6 @@ package attest
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -36,23 +35,23 @@ func CertificateRole(c *x509.Certificate) string {
 	return "intermediate"
 }
 
-// candidates sorts certificates by role, keeping order, dropping repetitions.
+// candidates sorts certificates by role, keeping order, dropping repeated CA
+// certificates.
 func candidates(lists ...[]*x509.Certificate) (leafs, intermediates, roots []*x509.Certificate) {
-	seen := map[[32]byte]bool{}
+	add := func(to *[]*x509.Certificate, c *x509.Certificate) {
+		if !slices.ContainsFunc(*to, c.Equal) {
+			*to = append(*to, c)
+		}
+	}
 	for _, list := range lists {
 		for _, c := range list {
-			sum := sha256.Sum256(c.Raw)
-			if seen[sum] {
-				continue
-			}
-			seen[sum] = true
 			switch CertificateRole(c) {
 			case "leaf":
 				leafs = append(leafs, c)
 			case "root":
-				roots = append(roots, c)
+				add(&roots, c)
 			default:
-				intermediates = append(intermediates, c)
+				add(&intermediates, c)
 			}
 		}
 	}
@@ -76,21 +75,16 @@ func pickLeaf(r *Report, leafs []*x509.Certificate, now time.Time) *x509.Certifi
 	}
 	type candidate struct {
 		cert     *x509.Certificate
-		key      *ecdsa.PublicKey
 		likeness int
 	}
-	var list []candidate
-	for _, c := range leafs {
-		if l, err := parseLeaf(c); err == nil {
-			list = append(list, candidate{c, l.key, l.likeness(r, now)})
-		}
-	}
-	if len(list) == 0 {
-		return leafs[0]
+	list := make([]candidate, len(leafs))
+	for i, c := range leafs {
+		list[i] = candidate{c, likeness(c, r, now)}
 	}
 	slices.SortStableFunc(list, func(a, b candidate) int { return b.likeness - a.likeness })
+	list = slices.CompactFunc(list, func(a, b candidate) bool { return a.cert.Equal(b.cert) })
 	for _, c := range list[:min(len(list), maxCandidates)] {
-		if verifySignature(r, c.key) == nil {
+		if l, err := parseLeaf(c.cert); err == nil && verifySignature(r, l.key) == nil {
 			return c.cert
 		}
 	}
@@ -105,18 +99,46 @@ const (
 
 // likeness says how much of what a report and its leaf certificate share agrees:
 // the kind of key, the chip, the TCB; and, least of all, whether the certificate
-// is valid now.
-func (l *Leaf) likeness(r *Report, now time.Time) int {
-	layout := TCBLayoutMilan
-	if l.TCB.FMC != nil {
-		layout = TCBLayoutTurin
+// is valid now. It reads no more of the certificate than it needs: whether its
+// form is right, [parseLeaf] says.
+func likeness(c *x509.Certificate, r *Report, now time.Time) int {
+	var tcb TCB
+	var fmc uint8
+	var hwid []byte
+	kind, layout := "", TCBLayoutMilan
+	for _, e := range c.Extensions {
+		tail, ok := amdExtension(e.Id)
+		if !ok {
+			continue
+		}
+		var level uint8
+		if n := len(e.Value); n > 0 {
+			level = e.Value[n-1] // of an INTEGER of 0 to 255
+		}
+		switch tail {
+		case [2]int{3, 1}:
+			tcb.Bootloader = level
+		case [2]int{3, 2}:
+			tcb.TEE = level
+		case [2]int{3, 3}:
+			tcb.SNP = level
+		case [2]int{3, 8}:
+			tcb.Microcode = level
+		case [2]int{3, 9}:
+			fmc, layout = level, TCBLayoutTurin
+		case [2]int{4, 0}:
+			kind = "vcek"
+			hwid, _ = parseHWID(e.Value)
+		case [2]int{5, 0}:
+			kind = "vlek"
+		}
 	}
 	n := 0
 	for i, agrees := range [likenessBits]bool{
-		validAt(l.Certificate, now),
-		layout.Join(l.TCB) == r.ReportedTCB,
-		l.Kind == "vlek" || bytes.HasPrefix(r.ChipID[:], l.HWID),
-		l.Kind == signingKeyName(r.SignerInfo.SigningKey()),
+		validAt(c, now),
+		layout.Join(tcb)|RawTCB(fmc) == r.ReportedTCB, // Join takes a nil FMC for zero
+		kind == "vlek" || len(hwid) > 0 && bytes.HasPrefix(r.ChipID[:], hwid),
+		kind == signingKeyName(r.SignerInfo.SigningKey()),
 	} {
 		if agrees {
 			n |= 1 << i
@@ -128,8 +150,7 @@ func (l *Leaf) likeness(r *Report, now time.Time) int {
 // mayBeLeafOf reports whether a leaf certificate is for a report's kind of key,
 // chip and TCB, so that no other certificate would do better.
 func mayBeLeafOf(r *Report, c *x509.Certificate) bool {
-	l, err := parseLeaf(c)
-	return err == nil && l.likeness(r, c.NotBefore) == likenessAll
+	return likeness(c, r, c.NotBefore) == likenessAll
 }
 
 // validAt reports whether a time is within a certificate's validity.

@@ -28,6 +28,20 @@ const (
 	extCSPID         = "1.3.6.1.4.1.3704.1.5"
 )
 
+// amdArc is the OID that those of AMD's extensions begin with.
+var amdArc = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 3704, 1}
+
+// amdExtension returns the one or two numbers behind AMD's arc; false for other
+// extensions.
+func amdExtension(id asn1.ObjectIdentifier) (tail [2]int, ok bool) {
+	n := len(id) - len(amdArc)
+	if n < 1 || n > len(tail) || !id[:len(amdArc)].Equal(amdArc) {
+		return tail, false
+	}
+	copy(tail[:], id[len(amdArc):])
+	return tail, true
+}
+
 // Subject common names of leaf certificates.
 const (
 	cnVCEK = "SEV-VCEK"
