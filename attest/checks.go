@@ -307,7 +307,7 @@ var checkTable = []CheckInfo{
 	{CheckTCBForm, ClassPolicy, false, "reserved bytes of the four TCB versions are zero", []ReasonInfo{
 		{ReasonTCBReserved, "a reserved byte is set"},
 	}},
-	{CheckTCBOrder, ClassPolicy, false, "reported, committed and launch TCB are at most the current one", []ReasonInfo{
+	{CheckTCBOrder, ClassPolicy, false, "reported and committed TCB are at most the current one, and so is the launch TCB where all firmware must be committed", []ReasonInfo{
 		{ReasonTCBOrder, "an order that firmware cannot produce"},
 	}},
 	{CheckFloorReported, ClassPolicy, false, "REPORTED_TCB meets the floors of this processor", floorReasons},

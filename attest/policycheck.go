@@ -48,13 +48,20 @@ func checkTCBForm(faults []string) Check {
 }
 
 // checkTCBOrder refuses orders that firmware cannot produce: the host may report
-// less than it runs (SNP_CONFIG), and commit later, but not the reverse.
-func checkTCBOrder(t platformTCBs) Check {
-	var faults []string
-	for _, x := range []struct {
+// less than it runs (SNP_CONFIG), and commit later, but not the reverse. It may
+// also go back to what it committed while the guest runs, which then started on
+// more: a policy that allows firmware that can be rolled back allows this too.
+func checkTCBOrder(t platformTCBs, p *Policy) Check {
+	type named struct {
 		name string
 		tcb  TCB
-	}{{"REPORTED_TCB", t.Reported}, {"COMMITTED_TCB", t.Committed}, {"LAUNCH_TCB", t.Launch}} {
+	}
+	atMost := []named{{"REPORTED_TCB", t.Reported}, {"COMMITTED_TCB", t.Committed}}
+	if !p.TCB.AllowProvisional {
+		atMost = append(atMost, named{"LAUNCH_TCB", t.Launch})
+	}
+	var faults []string
+	for _, x := range atMost {
 		if above := t.Current.below(x.tcb); above != "" {
 			faults = append(faults, fmt.Sprintf("CURRENT_TCB below %s: %s", x.name, above))
 		}

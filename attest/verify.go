@@ -322,7 +322,7 @@ func checkPlatform(platform string, g *measure.Golden) Check {
 // levels makes the checks of the four TCB versions.
 func (v *verifier) levels(r *Report, leaf *Leaf, product Product) {
 	tcbs, faults := r.split(product.TCB)
-	v.put(checkTCBForm(faults), checkTCBOrder(tcbs), checkTCBBinding(tcbs.Reported, leaf))
+	v.put(checkTCBForm(faults), checkTCBOrder(tcbs, v.policy), checkTCBBinding(tcbs.Reported, leaf))
 	v.put(checkFloors(tcbs, r, v.policy)...)
 	v.floorWarnings(r)
 }

@@ -29,6 +29,10 @@ type mutant struct {
 	killer   string
 }
 
+// doesNotCompile is the killer of a mutant that the compiler refuses: it is no
+// credit to the tests.
+const doesNotCompile = "does not compile"
+
 // A build is a package's test binary with all mutants in it.
 type build struct {
 	dir     string
@@ -215,7 +219,7 @@ func (r *rewriter) add(n ast.Node, what string) *mutant {
 	m := &mutant{id: len(r.mutants) + 1, name: name, file: r.file, position: fmt.Sprintf("%s:%d", r.file, pos.Line)}
 	r.mutants = append(r.mutants, m)
 	if r.skip[name] {
-		m.killer = "does not compile"
+		m.killer = doesNotCompile
 		return nil
 	}
 	return m

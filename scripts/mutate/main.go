@@ -42,7 +42,7 @@ var equivalentText string
 
 func main() {
 	verbose := flag.Bool("v", false, "print every mutant")
-	only := flag.String("run", "", "only mutants whose name matches this `REGEXP`")
+	only := flag.String("run", "", "only mutants whose name matches this `REGEXP`: a file, a function")
 	keep := flag.String("keep", "", "build in this `DIR`, and leave it there")
 	timeout := flag.Duration("timeout", 60*time.Second, "a test run that takes longer counts as a failure")
 	flag.Parse()
@@ -64,18 +64,20 @@ func run(packages []string, only, keep string, timeout time.Duration, verbose bo
 	if err != nil {
 		return err
 	}
-	var survivors, killed, equivalent int
+	var survivors, killed, equivalent, broken int
 	for _, p := range packages {
-		r, err := mutatePackage(p, keep, timeout)
+		r, err := mutatePackage(p, keep, filter, timeout)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p, err)
 		}
 		for _, m := range r {
-			if !filter.MatchString(m.name) {
-				continue
-			}
 			reason, excused := known[m.name]
 			switch {
+			case m.killer == doesNotCompile:
+				broken++
+				if verbose {
+					fmt.Printf("no compile  %s\n", m.name)
+				}
 			case m.killer != "":
 				killed++
 				if verbose {
@@ -95,7 +97,7 @@ func run(packages []string, only, keep string, timeout time.Duration, verbose bo
 			}
 		}
 	}
-	fmt.Printf("mutants: %d, killed: %d, equivalent: %d, survived: %d\n", killed+equivalent+survivors, killed, equivalent, survivors)
+	fmt.Printf("mutants: %d, killed: %d, equivalent: %d, survived: %d (and %d that do not compile)\n", killed+equivalent+survivors, killed, equivalent, survivors, broken)
 	if survivors > 0 {
 		return fmt.Errorf("%d mutants survived", survivors)
 	}
@@ -124,8 +126,9 @@ type listed struct {
 	GoFiles []string
 }
 
-// mutatePackage makes and tries the mutants of one package.
-func mutatePackage(pkg, keep string, timeout time.Duration) ([]*mutant, error) {
+// mutatePackage makes the mutants of one package, and tries those whose name
+// matches.
+func mutatePackage(pkg, keep string, only *regexp.Regexp, timeout time.Duration) ([]*mutant, error) {
 	out, err := exec.Command("go", "list", "-json=Dir,GoFiles", pkg).Output()
 	if err != nil {
 		return nil, err
@@ -149,8 +152,9 @@ func mutatePackage(pkg, keep string, timeout time.Duration) ([]*mutant, error) {
 	if err := t.trace(); err != nil {
 		return nil, err
 	}
-	t.tryAll()
-	return b.mutants, nil
+	chosen := slices.DeleteFunc(b.mutants, func(m *mutant) bool { return !only.MatchString(m.name) })
+	t.tryAll(chosen)
+	return chosen, nil
 }
 
 // A trial runs the tests against the mutants.
@@ -237,10 +241,13 @@ func readHits(name string) map[int]bool {
 	return hits
 }
 
-// tryAll meets every mutant with the tests that come by it.
-func (t *trial) tryAll() {
-	each(len(t.mutants), func(i int) {
-		m := t.mutants[i]
+// tryAll meets each mutant with the tests that come by it.
+func (t *trial) tryAll(mutants []*mutant) {
+	each(len(mutants), func(i int) {
+		m := mutants[i]
+		if m.killer == doesNotCompile {
+			return
+		}
 		// A test of its own for each would start as many processes; a few at a
 		// time are quicker, and the quickest still come first.
 		var group []string
