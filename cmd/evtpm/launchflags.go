@@ -31,12 +31,12 @@ const (
 func launchFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "mode", Usage: "sev, seves, snp, snp:ovmf-hash or snp:svsm"},
-		&cli.IntFlag{Name: "vcpus", Usage: "number of vCPUs"},
+		&cli.StringFlag{Name: "vcpus", Usage: "number of vCPUs"},
 		&cli.StringFlag{Name: "vcpu-type", Usage: "CPU model of QEMU, or host for this machine's processor"},
 		&cli.StringFlag{Name: "vcpu-sig", Usage: "CPUID 1.EAX of the vCPUs"},
-		&cli.IntFlag{Name: "vcpu-family", Usage: "family of the vCPUs, with --vcpu-model and --vcpu-stepping"},
-		&cli.IntFlag{Name: "vcpu-model", Usage: "model number of the vCPUs"},
-		&cli.IntFlag{Name: "vcpu-stepping", Usage: "stepping of the vCPUs"},
+		&cli.StringFlag{Name: "vcpu-family", Usage: "family of the vCPUs, with --vcpu-model and --vcpu-stepping"},
+		&cli.StringFlag{Name: "vcpu-model", Usage: "model number of the vCPUs"},
+		&cli.StringFlag{Name: "vcpu-stepping", Usage: "stepping of the vCPUs"},
 		&cli.StringFlag{Name: "vmm-type", Value: "QEMU", Usage: "QEMU, ec2 or gce"},
 		&cli.StringFlag{Name: "ovmf", Usage: "firmware `FILE`"},
 		&cli.StringFlag{Name: "kernel", Usage: "kernel `FILE` of a measured direct boot"},
@@ -47,7 +47,7 @@ func launchFlags() []cli.Flag {
 		&cli.StringFlag{Name: "guest-features", Value: "0x1", Usage: "SEV_FEATURES of the vCPUs"},
 		&cli.StringFlag{Name: "snp-ovmf-hash", Usage: "precomputed `HASH` of the firmware, whose metadata --ovmf gives; or a file that mode snp:ovmf-hash wrote with -o json, without --ovmf"},
 		&cli.StringFlag{Name: "svsm", Usage: "svsm.bin `FILE`, for mode snp:svsm"},
-		&cli.Int64Flag{Name: "vars-size", Usage: "size of the variable store in bytes, for mode snp:svsm"},
+		&cli.StringFlag{Name: "vars-size", Usage: "size of the variable store in bytes, for mode snp:svsm"},
 		&cli.StringFlag{Name: "vars-file", Usage: "variable store `FILE`, instead of its size"},
 		&cli.StringFlag{Name: "legacy-vm-type", Value: "off", Usage: "on: SEV-ES as QEMU starts it by default, without x87 and SSE state in the VMSAs; for SNP, kernels before the upstream ones"},
 		&cli.StringFlag{Name: "ec2-rdx", Value: "0x600", Usage: "RDX of EC2's vCPUs: 0x600, or 0 for VMs launched long ago"},
@@ -301,8 +301,11 @@ func (p *parameters) needOVMF() error {
 // cpus reads the number of vCPUs and their signature.
 func (p *parameters) cpus(c *cli.Context, vm *fromvm.VM) error {
 	p.options.VCPUs = vm.VCPUs
+	var err error
 	if c.IsSet("vcpus") {
-		p.options.VCPUs = c.Int("vcpus")
+		if p.options.VCPUs, err = decimal(c, "vcpus"); err != nil {
+			return err
+		}
 	}
 	if p.options.Mode == measure.ModeSEV {
 		return nil // measures no vCPU
@@ -313,14 +316,19 @@ func (p *parameters) cpus(c *cli.Context, vm *fromvm.VM) error {
 	if p.options.VCPUs < 0 || p.options.VCPUs > measure.MaxVCPUs || p.options.VCPUs == 0 && c.IsSet("vcpus") {
 		return fmt.Errorf("--vcpus: found %d, expected 1 to %d", p.options.VCPUs, measure.MaxVCPUs)
 	}
-	var err error
 	switch {
 	// In sev-snp-measure's order, where more than one is given.
 	case c.IsSet("vcpu-family"):
 		if !c.IsSet("vcpu-model") || !c.IsSet("vcpu-stepping") {
 			return errors.New("--vcpu-family: expected --vcpu-model and --vcpu-stepping beside it")
 		}
-		p.options.CPUSignature, err = measure.SignatureOf(c.Int("vcpu-family"), c.Int("vcpu-model"), c.Int("vcpu-stepping"))
+		family, errFamily := decimal(c, "vcpu-family")
+		model, errModel := decimal(c, "vcpu-model")
+		stepping, errStepping := decimal(c, "vcpu-stepping")
+		if err := errors.Join(errFamily, errModel, errStepping); err != nil {
+			return err
+		}
+		p.options.CPUSignature, err = measure.SignatureOf(family, model, stepping)
 	case c.IsSet("vcpu-sig"):
 		var n uint64
 		n, err = parseNumber("vcpu-sig", c.String("vcpu-sig"), 32)
@@ -417,8 +425,9 @@ func (p *parameters) svsmBin(c *cli.Context) error {
 		p.vars = size
 		return f.Close()
 	case c.IsSet("vars-size"):
-		p.vars = c.Int64("vars-size")
-		return nil
+		n, err := decimal(c, "vars-size")
+		p.vars = int64(n)
+		return err
 	}
 	return errors.New("--vars-size: expected the size of the variable store, or --vars-file, for mode snp:svsm")
 }
@@ -595,7 +604,7 @@ func (l *launchInput) profile() string {
 	}
 	switch {
 	case l.svsm != nil:
-		profile = "coconut-svsm-bin"
+		profile = svsmProfileBin
 	case l.Options.NoFPU:
 		profile += "-legacy-vm-type"
 	case l.Options.ZeroRDX:
@@ -650,7 +659,22 @@ func (l *launchInput) golden(seq *measure.Sequence) (*measure.Golden, error) {
 	}, nil
 }
 
+// decimal reads a count as sev-snp-measure does: in decimal, whatever zeros are in
+// front. (The library's own number flags would take 010 for 8.)
+func decimal(c *cli.Context, flag string) (int, error) {
+	n, err := strconv.Atoi(c.String(flag))
+	if err != nil {
+		return 0, fmt.Errorf("--%s: found %q, expected a decimal number", flag, c.String(flag))
+	}
+	return n, nil
+}
+
+// parseNumber reads a number, decimal or with 0x, 0o or 0b. A zero in front is an
+// error: it means 8 to one program and 10 to the next.
 func parseNumber(flag, text string, bits int) (uint64, error) {
+	if len(text) > 1 && text[0] == '0' && text[1] >= '0' && text[1] <= '9' {
+		return 0, fmt.Errorf("--%s: found %q, expected a number without a zero in front, or with 0x", flag, text)
+	}
 	n, err := strconv.ParseUint(text, 0, bits)
 	if err != nil {
 		return 0, fmt.Errorf("--%s: found %q, expected a number of at most %d bits", flag, text, bits)

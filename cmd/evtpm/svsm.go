@@ -33,7 +33,7 @@ func svsmCommand(u *ui) *cli.Command {
 func svsmLaunchFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "host-profile", Usage: "how the host measures vCPUs: kvm (upstream), kvm-bsp, kvm-direct, or file (what the file says, as igvmmeasure). Default: what the image was made for"},
-		&cli.IntFlag{Name: "vcpus", Usage: "number of vCPUs; part of the digest on host profile kvm. Default: as many as the image has contexts for"},
+		&cli.StringFlag{Name: "vcpus", Usage: "number of vCPUs; part of the digest on host profile kvm. Default: as many as the image has contexts for"},
 		&cli.StringFlag{Name: "vcpu-type", Usage: "CPU model of QEMU, for vCPUs that the image has no context for"},
 		&cli.StringFlag{Name: "vcpu-sig", Usage: "CPUID 1.EAX of the vCPUs, instead of --vcpu-type"},
 		&cli.StringFlag{Name: "order", Usage: "qemu, or file: the order in which headers become launch steps. Default: file on host profile file, else qemu"},
@@ -43,11 +43,16 @@ func svsmLaunchFlags() []cli.Flag {
 
 // svsmLaunch reads svsmLaunchFlags for an image, whose profile it fills in.
 func svsmLaunch(c *cli.Context, f *svsmimg.File) (svsmimg.SequenceOptions, error) {
-	o := svsmimg.SequenceOptions{NativeZero: c.Bool("native-zero"), Order: svsmimg.Order(c.String("order")), VCPUs: c.Int("vcpus")}
-	if c.IsSet("vcpus") && o.VCPUs < 1 {
-		return o, fmt.Errorf("--vcpus: found %d, expected 1 or more", o.VCPUs)
-	}
+	o := svsmimg.SequenceOptions{NativeZero: c.Bool("native-zero"), Order: svsmimg.Order(c.String("order"))}
 	var err error
+	if c.IsSet("vcpus") {
+		if o.VCPUs, err = decimal(c, "vcpus"); err != nil {
+			return o, err
+		}
+		if o.VCPUs < 1 {
+			return o, fmt.Errorf("--vcpus: found %d, expected 1 or more", o.VCPUs)
+		}
+	}
 	switch name := c.String("host-profile"); {
 	case name != "":
 		if o.Profile, err = svsmimg.ParseProfile(name); err != nil {

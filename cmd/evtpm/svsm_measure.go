@@ -25,14 +25,14 @@ func svsmMeasureCommand(u *ui) *cli.Command {
 			&cli.StringFlag{Name: "map", Usage: "draw guest memory at launch as SVG into `FILE`"},
 			&cli.BoolFlag{Name: "ignore-id-block", Usage: "do not hold the digest against the image's ID block"},
 			&cli.StringFlag{Name: "ovmf", Usage: "firmware `FILE` of an svsm.bin"},
-			&cli.Int64Flag{Name: "vars-size", Usage: "size in bytes of the variable store between an svsm.bin and its firmware"}),
+			&cli.StringFlag{Name: "vars-size", Usage: "size in bytes of the variable store between an svsm.bin and its firmware"}),
 		Action: func(c *cli.Context) error { return u.svsmMeasure(c) },
 	}
 }
 
 // svsmProfileBin is the host profile of svsm.bin launches: COCONUT's hosts of
 // early 2024.
-const svsmProfileBin = "svsm-bin"
+const svsmProfileBin = "coconut-svsm-bin"
 
 func (u *ui) svsmMeasure(c *cli.Context) error {
 	asJSON, err := wantsJSON(c)
@@ -128,7 +128,17 @@ func (u *ui) svsmBinSequence(c *cli.Context, data []byte) (*measure.Sequence, er
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.String("ovmf"), err)
 	}
-	o := ovmf.SVSMOptions{VarsSize: c.Int64("vars-size"), VCPUs: max(1, c.Int("vcpus"))}
+	o := ovmf.SVSMOptions{VCPUs: 1}
+	vars, err := decimal(c, "vars-size")
+	if err != nil {
+		return nil, err
+	}
+	o.VarsSize = int64(vars)
+	if c.IsSet("vcpus") {
+		if o.VCPUs, err = decimal(c, "vcpus"); err != nil {
+			return nil, err
+		}
+	}
 	if o.CPUSignature, err = svsmSignature(c); err != nil {
 		return nil, err
 	}
