@@ -17,11 +17,10 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD := go build -trimpath -buildvcs=false -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)'
 
 # Real reports, firmware and vectors that cannot be part of the repository.
-# Tests that need them skip when this is empty.
+# Tests that need them are skipped, by name, when this is empty.
 export EVTPM_TESTDATA ?= $(abspath $(wildcard ../shared))
 
-# How `make test` calls the test runner, and what it adds.
-GOTEST ?= go test
+# More flags for go test in `make test`.
 TESTFLAGS ?=
 
 # How long each fuzz target runs.
@@ -53,13 +52,13 @@ build/demo/initrd.cpio: setup-demo build
 	@button=$$(find build/kernel/lib/modules -name 'button.ko*'); \
 	  bin/evtpm initramfs --agent bin/evtpm-agent --add "$$button:/lib/modules/$${button##*/}" -o $@
 
-.PHONY: setup-demo setup-test setup-lint
-setup-demo setup-test setup-lint: setup-%:
+.PHONY: setup-demo setup-lint
+setup-demo setup-lint: setup-%:
 	@scripts/setup $*
 
 .PHONY: test
-test: setup-test ## every test; boots real VMs
-	@$(GOTEST) -timeout 20m $(TESTFLAGS) ./...
+test: ## every test, and all that they need; boots real VMs
+	@scripts/test $(TESTFLAGS)
 
 .PHONY: lint
 lint: setup-lint ## gofmt, vet and golangci-lint with .golangci.yml
