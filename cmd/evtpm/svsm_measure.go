@@ -129,11 +129,13 @@ func (u *ui) svsmBinSequence(c *cli.Context, data []byte) (*measure.Sequence, er
 		return nil, fmt.Errorf("%s: %w", c.String("ovmf"), err)
 	}
 	o := ovmf.SVSMOptions{VCPUs: 1}
-	vars, err := decimal(c, "vars-size")
-	if err != nil {
-		return nil, err
+	if c.IsSet("vars-size") {
+		vars, err := decimal(c, "vars-size")
+		if err != nil {
+			return nil, err
+		}
+		o.VarsSize = int64(vars)
 	}
-	o.VarsSize = int64(vars)
 	if c.IsSet("vcpus") {
 		if o.VCPUs, err = decimal(c, "vcpus"); err != nil {
 			return nil, err

@@ -15,7 +15,7 @@ func TestSVSMHardware(t *testing.T) {
 	for profile, args := range map[string][]string{
 		"file":     {"--host-profile", "file", "--native-zero", igvm},
 		"kvm":      {"--native-zero", igvm},
-		"svsm-bin": {"--ovmf", ovmf, "--vars-size", "540672", "--vcpu-type", "EPYC-v4", "--vcpus", "4", bin},
+		"coconut-svsm-bin": {"--ovmf", ovmf, "--vars-size", "540672", "--vcpu-type", "EPYC-v4", "--vcpus", "4", bin},
 	} {
 		out, stderr, err := runEvtpm(t, append([]string{"svsm", "measure"}, args...)...)
 		if err != nil || out != want || stderr != "host profile: "+profile+"\n" {
