@@ -3,9 +3,12 @@ package launch
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/xml"
 	"errors"
 	"io"
+	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -16,6 +19,8 @@ import (
 
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/measure/fromvm"
+	"github.com/evtpm/evtpm/ovmf/ovmftest"
+	"github.com/evtpm/evtpm/svsmimg"
 )
 
 // domainCases are plans that use every element of a domain.
@@ -49,7 +54,67 @@ func domainCases(t *testing.T) map[string]*Plan {
 	}
 	igvm("igvm", false)
 	igvm("igvm in COCONUT's QEMU", true)
+	maps.Copy(cases, exampleCases(t))
 	return cases
+}
+
+// exampleCases makes plans of the specs in examples/snp, with inputs of the
+// names that they give.
+func exampleCases(t *testing.T) map[string]*Plan {
+	t.Helper()
+	specs, err := filepath.Glob("../examples/snp/*.yaml")
+	if err != nil || len(specs) < 2 {
+		t.Fatalf("examples/snp: found %q, %v", specs, err)
+	}
+	cases := make(map[string]*Plan)
+	for _, path := range specs {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		for name, data := range map[string][]byte{
+			"OVMF.amdsev.fd":    ovmftest.Build(ovmftest.AmdSev()),
+			"vmlinuz":           testKernel(),
+			"initrd.cpio":       []byte("initrd"),
+			"coconut-qemu.igvm": testIGVM(t, 0x20000, &svsmimg.GuestPolicy{Policy: 0x30000, Mask: 1}),
+			"root.raw":          make([]byte, 1<<20),
+			"root.qcow2":        testQCOW2(),
+		} {
+			write(t, filepath.Join(dir, name), data)
+		}
+		key(t, filepath.Join(dir, "id.pem"))
+		key(t, filepath.Join(dir, "author.pem"))
+		// The firmware is Debian's, wherever that is installed.
+		text = bytes.ReplaceAll(text, []byte("/usr/share/ovmf/"), nil)
+		s, err := ReadSpec(write(t, filepath.Join(dir, filepath.Base(path)), text), SpecFileOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cases["examples/snp/"+filepath.Base(path)] = resolve(t, s)
+	}
+	return cases
+}
+
+// testQCOW2 is a disk image of 1 MiB without content: header, L1 table, refcount
+// table and block, a cluster each (QEMU, docs/interop/qcow2.rst).
+func testQCOW2() []byte {
+	const cluster = 1 << 16
+	image := make([]byte, 4*cluster)
+	be := binary.BigEndian
+	copy(image, "QFI\xfb")
+	be.PutUint32(image[4:], 2)          // version
+	be.PutUint32(image[20:], 16)        // cluster_bits
+	be.PutUint64(image[24:], 1<<20)     // size
+	be.PutUint32(image[36:], 1)         // l1_size
+	be.PutUint64(image[40:], cluster)   // l1_table_offset
+	be.PutUint64(image[48:], 2*cluster) // refcount_table_offset
+	be.PutUint32(image[56:], 1)         // refcount_table_clusters
+	be.PutUint64(image[2*cluster:], 3*cluster)
+	for i := range 4 {
+		be.PutUint16(image[3*cluster+2*i:], 1)
+	}
+	return image
 }
 
 // TestLibvirtSchema: libvirt's own schema takes every domain.
