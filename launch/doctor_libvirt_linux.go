@@ -3,14 +3,9 @@ package launch
 import (
 	"context"
 	"encoding/xml"
-	"errors"
 	"fmt"
-	"io/fs"
-	"net"
-	"net/url"
 	"path/filepath"
 	"slices"
-	"syscall"
 
 	"github.com/digitalocean/go-libvirt"
 )
@@ -63,6 +58,10 @@ func enumHas(enums []domainEnum, name, value string) bool {
 const maxCapabilities = 1 << 20
 
 func (d *doctor) libvirt() {
+	if err := checkLibvirtLaunch(d.spec, d.o.geteuid()); err != nil {
+		d.fail("libvirt", err.Error(), "a libvirt that this spec can be launched through", "correct the spec")
+		return
+	}
 	q := LibvirtQuery{URI: d.spec.Libvirt.URI, Machine: d.spec.QEMU.Machine, Type: "kvm"}
 	if d.spec.QEMU.Accel == AccelTCG {
 		q.Type = "qemu"
@@ -73,11 +72,17 @@ func (d *doctor) libvirt() {
 	ctx, cancel := context.WithTimeout(d.ctx, probeTimeout)
 	defer cancel()
 	a, err := d.o.Libvirt(ctx, q)
+	if place, parseErr := parseLibvirtURI(q.URI); parseErr == nil && place.session && notListening(err) {
+		if program, err := sessionDaemon(d.o.lookPath); err == nil {
+			d.ok("libvirt", "no libvirt of this session runs; a launch starts %s", program)
+			return
+		}
+	}
 	if err != nil {
 		d.fail("libvirt", fmt.Sprintf("libvirt: %v", err), "libvirt at "+q.URI, "start libvirtd, and see that this user may connect: virsh -c "+q.URI+" version")
 		return
 	}
-	version := fmt.Sprintf("libvirt %d.%d.%d", a.Version/1_000_000, a.Version/1000%1000, a.Version%1000)
+	version := "libvirt " + libvirtVersion(a.Version)
 	var caps domainCapabilities
 	if len(a.Capabilities) > maxCapabilities {
 		err = fmt.Errorf("found %d bytes, expected at most %d", len(a.Capabilities), maxCapabilities)
@@ -87,6 +92,8 @@ func (d *doctor) libvirt() {
 	switch {
 	case err != nil:
 		d.fail("libvirt", fmt.Sprintf("%s: domain capabilities: %v", version, err), "domain capabilities", "see virsh domcapabilities")
+	case a.Version < oldestLibvirt(d.spec.Platform):
+		d.fail("libvirt", version, "libvirt "+libvirtVersion(oldestLibvirt(d.spec.Platform))+" or later", "install a newer libvirt")
 	case d.spec.Platform == PlatformSNP && (caps.Security.Supported != "yes" || !enumHas(caps.Security.Enums, "sectype", "sev-snp")):
 		d.fail("libvirt", version+" offers no launch security of type sev-snp", "libvirt 10.5 or later, on a host that can",
 			"mend what else is missing, then remove libvirt's cache of capabilities and start it anew (virsh domcapabilities shows launchSecurity)")
@@ -97,77 +104,38 @@ func (d *doctor) libvirt() {
 	}
 }
 
-// libvirtSockets returns where the daemons of a local URI listen, the newer
-// kind of daemon first.
-func libvirtSockets(uri, root, runtimeDir string) ([]string, error) {
-	u, err := url.Parse(uri)
-	if err != nil {
-		return nil, err
-	}
-	if u.Host != "" {
-		return nil, fmt.Errorf("%s is another machine", u.Host)
-	}
-	if s := u.Query().Get("socket"); s != "" {
-		return []string{s}, nil
-	}
-	dir := filepath.Join(root, "/run/libvirt")
-	if u.Path == "/session" {
-		dir = filepath.Join(runtimeDir, "libvirt")
-	}
-	return []string{filepath.Join(dir, "virtqemud-sock"), filepath.Join(dir, "libvirt-sock")}, nil
-}
-
-// askLibvirt asks the libvirt that listens for a local URI. go-libvirt knows no
-// contexts: when ctx ends, the connection is closed under it.
+// askLibvirt asks the libvirt that listens for a local URI.
 func askLibvirt(ctx context.Context, root, runtimeDir string, q LibvirtQuery) (*LibvirtAnswer, error) {
-	sockets, err := libvirtSockets(q.URI, root, runtimeDir)
+	place, err := parseLibvirtURI(q.URI)
 	if err != nil {
 		return nil, err
 	}
-	var conn net.Conn
-	for _, s := range sockets {
-		var d net.Dialer
-		if conn, err = d.DialContext(ctx, "unix", s); err == nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
-			break
-		}
+	if place.host != "" {
+		return nil, fmt.Errorf("%s is another machine", place.host)
 	}
+	conn, err := place.connect(ctx, root, runtimeDir)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	a, err := queryLibvirt(conn, q)
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	return a, err
-}
-
-func queryLibvirt(conn net.Conn, q LibvirtQuery) (*LibvirtAnswer, error) {
-	l := libvirt.NewWithDialer(connected{conn})
-	if err := l.ConnectToURI(libvirt.ConnectURI(q.URI)); err != nil {
-		return nil, err
-	}
-	version, err := l.ConnectGetLibVersion()
+	c, err := newLibvirtConn(ctx, conn, place.driver)
 	if err != nil {
 		return nil, err
 	}
+	defer c.close()
 	optional := func(s string) libvirt.OptString {
 		if s == "" {
 			return nil
 		}
 		return libvirt.OptString{s}
 	}
-	caps, err := l.ConnectGetDomainCapabilities(optional(q.Emulator), optional("x86_64"), optional(q.Machine), optional(q.Type), 0)
-	if err != nil {
-		return nil, err
-	}
-	return &LibvirtAnswer{Version: version, Capabilities: caps}, l.Disconnect()
+	a := new(LibvirtAnswer)
+	// A libvirt that has not seen this QEMU yet runs it first.
+	err = c.callWithin(ctx, "domain capabilities", func(l *libvirt.Libvirt) (err error) {
+		if a.Version, err = l.ConnectGetLibVersion(); err != nil {
+			return err
+		}
+		a.Capabilities, err = l.ConnectGetDomainCapabilities(optional(q.Emulator), optional("x86_64"), optional(q.Machine), optional(q.Type), 0)
+		return err
+	})
+	return a, err
 }
-
-// connected is a dialer of go-libvirt's that has dialed.
-type connected struct{ conn net.Conn }
-
-// Dial implements socket.Dialer.
-func (c connected) Dial() (net.Conn, error) { return c.conn, nil }

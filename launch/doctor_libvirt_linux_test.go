@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,30 +45,41 @@ func TestL28Libvirt(t *testing.T) {
 			}
 			return &LibvirtAnswer{Version: 11_003_000, Capabilities: capabilities}, nil
 		}, nil},
-		"no answer": {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) { return nil, errors.New("no") }, []string{"fail libvirt"}},
-		"no XML":    {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) { return &LibvirtAnswer{Capabilities: "<"}, nil }, []string{"fail libvirt"}},
+		"no answer":               {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) { return nil, errors.New("no") }, []string{"fail libvirt"}},
+		"no daemon":               {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) { return nil, fs.ErrNotExist }, nil},
+		"no daemon of the system": {PlatformSNP, func(LibvirtQuery) (*LibvirtAnswer, error) { return nil, fs.ErrNotExist }, []string{"fail libvirt"}},
+		"old": {PlatformSNP, func(LibvirtQuery) (*LibvirtAnswer, error) {
+			return &LibvirtAnswer{Version: 9_000_000, Capabilities: capabilities}, nil
+		}, []string{"fail libvirt"}},
+		"very old": {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) {
+			return &LibvirtAnswer{Version: 8_999_999, Capabilities: capabilities}, nil
+		}, []string{"fail libvirt"}},
+		"no XML": {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) {
+			return &LibvirtAnswer{Version: 11_003_000, Capabilities: "<"}, nil
+		}, []string{"fail libvirt"}},
 		"too much XML": {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) {
-			return &LibvirtAnswer{Capabilities: capabilities + strings.Repeat(" ", maxCapabilities)}, nil
+			return &LibvirtAnswer{Version: 11_003_000, Capabilities: capabilities + strings.Repeat(" ", maxCapabilities)}, nil
 		}, []string{"fail libvirt"}},
 		"no SNP": {PlatformSNP, func(LibvirtQuery) (*LibvirtAnswer, error) {
-			return &LibvirtAnswer{Capabilities: strings.Replace(capabilities, "sev-snp", "tdx", 1)}, nil
+			return &LibvirtAnswer{Version: 11_003_000, Capabilities: strings.Replace(capabilities, "sev-snp", "tdx", 1)}, nil
 		}, []string{"fail libvirt"}},
 		"SNP not supported": {PlatformSNP, func(LibvirtQuery) (*LibvirtAnswer, error) {
-			return &LibvirtAnswer{Capabilities: strings.Replace(capabilities, "launchSecurity supported='yes'", "launchSecurity supported='no'", 1)}, nil
+			return &LibvirtAnswer{Version: 11_003_000, Capabilities: strings.Replace(capabilities, "launchSecurity supported='yes'", "launchSecurity supported='no'", 1)}, nil
 		}, []string{"fail libvirt"}},
 		"sim needs no SNP": {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) {
-			return &LibvirtAnswer{Capabilities: strings.Replace(capabilities, "sev-snp", "tdx", 1)}, nil
+			return &LibvirtAnswer{Version: 11_003_000, Capabilities: strings.Replace(capabilities, "sev-snp", "tdx", 1)}, nil
 		}, nil},
 		"no external TPM": {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) {
-			return &LibvirtAnswer{Capabilities: strings.Replace(capabilities, "external", "other", 1)}, nil
+			return &LibvirtAnswer{Version: 11_003_000, Capabilities: strings.Replace(capabilities, "external", "other", 1)}, nil
 		}, []string{"fail libvirt"}},
 		"no TPM": {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) {
-			return &LibvirtAnswer{Capabilities: strings.Replace(capabilities, "tpm supported='yes'", "tpm supported='no'", 1)}, nil
+			return &LibvirtAnswer{Version: 11_003_000, Capabilities: strings.Replace(capabilities, "tpm supported='yes'", "tpm supported='no'", 1)}, nil
 		}, []string{"fail libvirt"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, spec := planDir(t, "platform: "+c.platform, "backend: libvirt")
 			h := newFakeHost(t)
+			h.o.geteuid = func() int { return nobody }
 			h.o.Libvirt = func(_ context.Context, q LibvirtQuery) (*LibvirtAnswer, error) { return c.answer(q) }
 			r := examine(t, h, spec)
 			if got := notOK(r); !slices.Equal(got, c.want) || r.Works != (c.want == nil) {
@@ -96,7 +109,10 @@ func TestDoctorRemoteLibvirt(t *testing.T) {
 // the same.
 func TestL26LibvirtHangs(t *testing.T) {
 	dir := t.TempDir()
-	ln, err := net.Listen("unix", filepath.Join(dir, "sock"))
+	if err := os.Mkdir(filepath.Join(dir, "libvirt"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", filepath.Join(dir, "libvirt", "libvirt-sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +127,7 @@ func TestL26LibvirtHangs(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	begin := time.Now()
-	_, err = askLibvirt(ctx, "/", dir, LibvirtQuery{URI: "qemu:///session?socket=" + filepath.Join(dir, "sock")})
+	_, err = askLibvirt(ctx, "/", dir, LibvirtQuery{URI: "qemu:///session"})
 	if !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) > 5*time.Second {
 		t.Errorf("found %v after %v, expected a deadline", err, time.Since(begin))
 	}
@@ -120,15 +136,21 @@ func TestL26LibvirtHangs(t *testing.T) {
 	}
 }
 
-func TestLibvirtSockets(t *testing.T) {
+func TestLibvirtPlace(t *testing.T) {
 	for uri, want := range map[string]string{
-		"qemu:///system":               "[/r/run/libvirt/virtqemud-sock /r/run/libvirt/libvirt-sock]",
-		"qemu:///session":              "[/u/libvirt/virtqemud-sock /u/libvirt/libvirt-sock]",
-		"qemu:///system?socket=/a/b":   "[/a/b]",
-		"qemu+ssh://root@other/system": "",
+		"qemu:///system":                   "qemu:///system [/r/run/libvirt/virtqemud-sock /r/run/libvirt/libvirt-sock]",
+		"qemu:///session":                  "qemu:///session [/u/libvirt/virtqemud-sock /u/libvirt/libvirt-sock]",
+		"qemu+unix:///system":              "qemu:///system [/r/run/libvirt/virtqemud-sock /r/run/libvirt/libvirt-sock]",
+		"qemu:///system?socket=/a/b":       "",
+		"qemu+ssh://root@other:22/session": "qemu:///session root other 22",
+		"qemu+ssh://other/system":          "qemu:///system  other ",
 	} {
-		got, err := libvirtSockets(uri, "/r", "/u")
-		if (want == "") != (err != nil) || err == nil && fmt.Sprint(got) != want {
+		p, err := parseLibvirtURI(uri)
+		got := fmt.Sprint(p.driver, " ", p.sockets("/r", "/u"))
+		if p.host != "" {
+			got = fmt.Sprintf("%s %s %s %s", p.driver, p.user, p.host, p.port)
+		}
+		if (want == "") != (err != nil) || err == nil && got != want {
 			t.Errorf("%s: found %v, %v, expected %s", uri, got, err, want)
 		}
 	}
@@ -145,7 +167,7 @@ func TestE2EDoctorLibvirt(t *testing.T) {
 	for _, platform := range []string{PlatformSNP, PlatformSim} {
 		_, spec := planDir(t, "platform: "+platform, "backend: libvirt")
 		h := newFakeHost(t)
-		h.o.Libvirt = ask
+		h.o.Libvirt, h.o.geteuid = ask, func() int { return nobody }
 		r := examine(t, h, spec)
 		if got := notOK(r); got != nil {
 			t.Errorf("%s: found %q: %s", platform, got, r.Summary)

@@ -22,8 +22,7 @@ type DoctorOptions struct {
 	Home string
 	// StateDir is what outlives machines, and is not made either. Required.
 	StateDir string
-	// RuntimeDir is the user's runtime directory, in which a libvirt of the
-	// session listens. Empty: /run/user and the user's number.
+	// RuntimeDir is that of [StartOptions].
 	RuntimeDir string
 
 	// VMTypes asks KVM, through its opened device, which types of VMs it has:
@@ -37,6 +36,7 @@ type DoctorOptions struct {
 	// connect starts a QEMU without a machine, lookPath finds programs.
 	connect  func(ctx context.Context, binary string) (*qmp.Client, func(), error)
 	lookPath func(string) (string, error)
+	geteuid  func() int
 }
 
 // Doctor looks whether this host has what a launch needs: a launch of the spec,
@@ -87,7 +87,7 @@ func (o *DoctorOptions) fillDefaults() {
 		o.Root = "/"
 	}
 	if o.RuntimeDir == "" {
-		o.RuntimeDir = fmt.Sprintf("/run/user/%d", os.Geteuid())
+		o.RuntimeDir = defaultRuntimeDir()
 	}
 	if o.VMTypes == nil {
 		o.VMTypes = kvmVMTypes
@@ -106,6 +106,9 @@ func (o *DoctorOptions) fillDefaults() {
 	}
 	if o.lookPath == nil {
 		o.lookPath = lookProgram
+	}
+	if o.geteuid == nil {
+		o.geteuid = os.Geteuid
 	}
 }
 

@@ -25,6 +25,11 @@ type LibvirtOptions struct {
 	// TPM is the control socket of the vTPM, and SVSM the socket of the simulated
 	// SVSM's port, for platform sim. Empty: tpm.sock and svsm.sock in Dir.
 	TPM, SVSM string
+	// Console is the socket that the console is connected to. Empty: it goes to
+	// the file console.log in Dir.
+	Console string
+	// UUID of the domain. Empty: libvirt makes one.
+	UUID string
 }
 
 // LibvirtDomain returns the XML of a libvirt domain that is the same VM as
@@ -51,6 +56,7 @@ type domain struct {
 	Type          string             `xml:"type,attr"`
 	QEMUNamespace string             `xml:"xmlns:qemu,attr,omitempty"`
 	Name          string             `xml:"name"`
+	UUID          string             `xml:"uuid,omitempty"`
 	Memory        domainSize         `xml:"memory"`
 	Backing       *domainBacking     `xml:"memoryBacking"`
 	VCPU          int                `xml:"vcpu"`
@@ -229,9 +235,9 @@ type domainROM struct {
 }
 
 type domainSerial struct {
-	Type   string           `xml:"type,attr"`
-	Source domainPathSource `xml:"source"`
-	Target domainTarget     `xml:"target"`
+	Type   string             `xml:"type,attr"`
+	Source domainSocketSource `xml:"source"`
+	Target domainTarget       `xml:"target"`
 }
 
 type domainChannel struct {
@@ -242,13 +248,9 @@ type domainChannel struct {
 	Address domainPortAddress `xml:"address"`
 }
 
-type domainPathSource struct {
-	Path string `xml:"path,attr"`
-}
-
 type domainSocketSource struct {
 	Type string `xml:"type,attr,omitempty"`
-	Mode string `xml:"mode,attr"`
+	Mode string `xml:"mode,attr,omitempty"`
 	Path string `xml:"path,attr"`
 }
 
@@ -341,6 +343,7 @@ func (p *Plan) libvirtDomain(o LibvirtOptions) (*domain, error) {
 	d := &domain{
 		Type:       map[string]string{AccelKVM: "kvm", AccelTCG: "qemu"}[s.QEMU.Accel],
 		Name:       p.Name,
+		UUID:       o.UUID,
 		Memory:     domainSize{Unit: "b", Value: uint64(s.Memory)},
 		VCPU:       s.CPU.Count,
 		OS:         domainOS{Type: domainOSType{Arch: "x86_64", Machine: s.QEMU.Machine, Value: "hvm"}},
@@ -471,7 +474,11 @@ func (p *Plan) libvirtDevices(d *domain, o LibvirtOptions) error {
 		dev.Interfaces = append(dev.Interfaces, libvirtInterface(n))
 	}
 	if s.Console == ConsoleLog {
-		dev.Serials = []domainSerial{{Type: "file", Source: domainPathSource{Path: filepath.Join(o.Dir, "console.log")}, Target: domainTarget{Type: "isa-serial", Port: "0"}}}
+		serial := domainSerial{Type: "file", Source: domainSocketSource{Path: filepath.Join(o.Dir, "console.log")}, Target: domainTarget{Type: "isa-serial", Port: "0"}}
+		if o.Console != "" {
+			serial.Type, serial.Source = "unix", domainSocketSource{Mode: "connect", Path: o.Console}
+		}
+		dev.Serials = []domainSerial{serial}
 	}
 	channel := func(name, port, mode, path string) {
 		dev.Channels = append(dev.Channels, domainChannel{

@@ -80,3 +80,49 @@ func (p Process) kill(wait time.Duration) error {
 		}
 	}
 }
+
+// processOfThread describes the process that a thread belongs to.
+func processOfThread(name string, thread int) (Process, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(thread) + "/status")
+	if err != nil {
+		return Process{}, err
+	}
+	for line := range bytes.Lines(data) {
+		if value, ok := bytes.CutPrefix(line, []byte("Tgid:")); ok {
+			pid, err := strconv.Atoi(string(bytes.TrimSpace(value)))
+			if err != nil {
+				return Process{}, fmt.Errorf("thread %d: %w", thread, err)
+			}
+			return process(name, pid)
+		}
+	}
+	return Process{}, fmt.Errorf("thread %d: found no process that it belongs to", thread)
+}
+
+// hasArg reports whether an argument is one of the process's command line.
+func (p Process) hasArg(arg string) bool {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(p.PID) + "/cmdline")
+	if err != nil {
+		return false
+	}
+	for a := range bytes.SplitSeq(data, []byte{0}) {
+		if string(a) == arg {
+			return true
+		}
+	}
+	return false
+}
+
+// wait returns when the process has ended.
+func (p Process) wait() {
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	for p.alive() {
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}

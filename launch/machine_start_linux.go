@@ -29,6 +29,10 @@ type StartOptions struct {
 	Supervise []string
 	// Swtpm is the program that emulates the vTPM; empty is swtpm, in PATH.
 	Swtpm string
+	// RuntimeDir is the user's runtime directory, in which a libvirt of the
+	// session listens: libvirt takes XDG_RUNTIME_DIR, else XDG_CACHE_HOME, else
+	// .cache in the user's home directory. Empty: /run/user and the user's number.
+	RuntimeDir string
 	// Began is when the launch began; zero is now.
 	Began time.Time
 	// Events is called for everything that happens until the machine is
@@ -60,10 +64,6 @@ type Launch struct {
 	silent bool // the supervisor misses its own deadlines
 }
 
-// errLibvirtBackend says what there is instead of a launch: nothing may start by
-// another way than the spec names.
-var errLibvirtBackend = errors.New("backend libvirt: machines are not started through libvirt yet; evtpm render libvirt prints the domain for virsh, and backend qemu starts one")
-
 // Start starts a plan's machine and returns when its first instruction is being
 // executed. The error is a *[PhaseError] or a *[BusyError]; when there is one,
 // nothing of the machine is left.
@@ -73,9 +73,6 @@ func Start(ctx context.Context, plan *Plan, o StartOptions) (_ *Launch, err erro
 	}
 	if o.Began.IsZero() {
 		o.Began = time.Now()
-	}
-	if plan.Spec.Backend == BackendLibvirt {
-		return nil, &PhaseError{Phase: PhaseStart, Class: attest.ClassMisuse, Err: errLibvirtBackend}
 	}
 	began := monotonic() - int64(time.Since(o.Began))
 	if o.Events == nil {
@@ -125,19 +122,23 @@ func Start(ctx context.Context, plan *Plan, o StartOptions) (_ *Launch, err erro
 
 // makeJob prepares what the supervisor is given.
 func makeJob(plan *Plan, o StartOptions) (*job, []*os.File, error) {
-	if b := plan.Spec.Backend; b != BackendQEMU {
-		return nil, nil, &classedError{class: attest.ClassMisuse,
-			err: fmt.Errorf("backend %s: machines are started by backend %s; evtpm render %s prints what to define", b, BackendQEMU, b)}
+	if err := checkLibvirtLaunch(plan.Spec, os.Geteuid()); err != nil {
+		return nil, nil, &classedError{class: attest.ClassMisuse, err: err}
 	}
 	data, files, err := plan.Handover()
 	if err != nil {
 		return nil, nil, err
 	}
 	// The programs are looked for here, where the user's PATH is.
-	if _, err := exec.LookPath(plan.Spec.QEMU.Binary); err != nil {
-		return nil, nil, missing(err, "qemu-system-x86")
+	if plan.Spec.Backend == BackendQEMU {
+		if _, err := exec.LookPath(plan.Spec.QEMU.Binary); err != nil {
+			return nil, nil, missing(err, "qemu-system-x86")
+		}
 	}
-	j := &job{Schema: jobSchema, Plan: data, Files: len(files), StateDir: o.StateDir, Supervise: o.Supervise}
+	if o.RuntimeDir == "" {
+		o.RuntimeDir = defaultRuntimeDir()
+	}
+	j := &job{Schema: jobSchema, Plan: data, Files: len(files), StateDir: o.StateDir, RuntimeDir: o.RuntimeDir, Supervise: o.Supervise}
 	if plan.Spec.Platform == PlatformSim {
 		if o.Swtpm == "" {
 			o.Swtpm = "swtpm"

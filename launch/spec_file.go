@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/evtpm/evtpm/inputfile"
 )
@@ -14,6 +15,8 @@ type SpecFileOptions struct {
 	// written. Zero refuses it: who can change the spec decides what is launched,
 	// and what the golden values are.
 	AnyOwner bool
+	// Backend takes the place of what the file says. Empty: the file's.
+	Backend string
 }
 
 // ReadSpec loads the spec at path, fills in its defaults and validates it. Paths
@@ -38,11 +41,29 @@ func ReadSpec(path string, o SpecFileOptions) (*Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Backend != "" && o.Backend != s.Backend {
+		s.Backend = o.Backend
+		s.forget("backend")
+		if s.Backend == BackendQEMU {
+			// Not used then, and no contradiction.
+			s.Libvirt = Libvirt{}
+			s.forget("libvirt")
+		}
+	}
 	s.FillDefaults(dir)
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// forget makes a field one that is not in the file.
+func (s *Spec) forget(path string) {
+	for at := range s.src.lines {
+		if at == path || strings.HasPrefix(at, path+".") {
+			delete(s.src.lines, at)
+		}
+	}
 }
 
 // ErrUntrustedFile says that others could have written a file.

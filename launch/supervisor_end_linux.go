@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -152,12 +151,7 @@ func endState(cause error) (State, string) {
 
 // teardown ends every process and removes what only they used.
 func (s *supervisor) teardown() {
-	if s.qemu != nil {
-		s.endQEMU()
-	}
-	if s.mon != nil {
-		s.mon.Close()
-	}
+	s.vm.end()
 	if s.consoleIO != nil {
 		s.consoleIO.Close()
 	}
@@ -169,21 +163,6 @@ func (s *supervisor) teardown() {
 	for _, name := range []string{sockAgent, sockQMP} {
 		os.Remove(filepath.Join(s.claim.dir, name))
 	}
-}
-
-// endQEMU lets QEMU write what it holds of disks, then kills it.
-func (s *supervisor) endQEMU() {
-	if s.mon != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
-		defer cancel()
-		if s.mon.Quit(ctx) == nil {
-			select {
-			case <-s.qemu.exited:
-			case <-ctx.Done():
-			}
-		}
-	}
-	s.qemu.kill()
 }
 
 // waitFor waits for a group, but not for ever.

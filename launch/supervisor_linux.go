@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/evtpm/evtpm/attest"
-	"github.com/evtpm/evtpm/qmp"
 	"github.com/evtpm/evtpm/snpsim"
 )
 
@@ -39,9 +38,10 @@ type job struct {
 	Began int64           `json:"began"`
 	Plan  json.RawMessage `json:"plan"`
 	Files int             `json:"files"`
-	// StateDir and Swtpm are those of [StartOptions].
-	StateDir string `json:"state_dir"`
-	Swtpm    string `json:"swtpm,omitempty"`
+	// StateDir, RuntimeDir and Swtpm are those of [StartOptions].
+	StateDir   string `json:"state_dir"`
+	RuntimeDir string `json:"runtime_dir"`
+	Swtpm      string `json:"swtpm,omitempty"`
 	// Supervise is the command that this supervisor was started with.
 	Supervise []string `json:"supervise"`
 	// Boots is how often the guest has booted before: a machine that was reset,
@@ -88,9 +88,9 @@ type supervisor struct {
 	control      net.Listener
 	serving      sync.WaitGroup
 
-	qemu       *child
+	vm         hypervisor
 	eventsDone chan struct{} // closed when QEMU will say nothing more
-	mon        *qmp.Client
+	mon        monitor
 	consoleIO  net.Conn
 	platform   platform
 
@@ -193,6 +193,7 @@ func takeJob(conn *lineConn, take func(fd int) (*os.File, error)) (_ *supervisor
 	if s.plan, err = TakePlan(j.Plan, files); err != nil {
 		return nil, s.refuse(err)
 	}
+	s.vm = newHypervisor(s)
 	if in := s.plan.Policy; in != nil {
 		text, err := in.Bytes()
 		if err != nil {

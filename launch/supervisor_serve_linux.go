@@ -184,10 +184,10 @@ func (s *supervisor) answerAttest(c *lineConn) {
 func (s *supervisor) stop(grace time.Duration) {
 	s.update(func(r *Record) { r.State, r.Reason = StateStopping, "" })
 	s.emit(Event{Kind: EventState, State: StateStopping})
-	if mon := s.monitor(); grace > 0 && mon != nil {
+	if grace > 0 && s.monitor() != nil {
 		ctx, cancel := context.WithTimeout(s.ctx, grace)
 		defer cancel()
-		if mon.SystemPowerdown(ctx) == nil {
+		if s.vm.powerdown(ctx) == nil {
 			<-ctx.Done()
 		}
 	}

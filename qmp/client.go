@@ -83,6 +83,8 @@ func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Min
 
 // A Client is one QMP connection. Its methods may be called concurrently.
 type Client struct {
+	Commands // through this connection
+
 	conn     net.Conn
 	greeting Version
 
@@ -109,17 +111,24 @@ type wireError struct {
 	Desc  string `json:"desc"`
 }
 
+// wireVersion is a version as QEMU says it.
+type wireVersion struct {
+	QEMU struct {
+		Major int `json:"major"`
+		Minor int `json:"minor"`
+		Micro int `json:"micro"`
+	} `json:"qemu"`
+	Package string `json:"package"`
+}
+
+func (w wireVersion) version() Version {
+	return Version{Major: w.QEMU.Major, Minor: w.QEMU.Minor, Micro: w.QEMU.Micro, Package: w.Package}
+}
+
 // message is any message from QEMU.
 type message struct {
 	QMP *struct {
-		Version struct {
-			QEMU struct {
-				Major int `json:"major"`
-				Minor int `json:"minor"`
-				Micro int `json:"micro"`
-			} `json:"qemu"`
-			Package string `json:"package"`
-		} `json:"version"`
+		Version wireVersion `json:"version"`
 	} `json:"QMP"`
 	ID        json.RawMessage `json:"id"`
 	Return    json.RawMessage `json:"return"`
@@ -189,7 +198,7 @@ func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 }
 
 func newClient(conn net.Conn, greeting Version) *Client {
-	return &Client{
+	c := &Client{
 		conn:     conn,
 		greeting: greeting,
 		events:   make(chan Event, eventQueue),
@@ -197,6 +206,8 @@ func newClient(conn net.Conn, greeting Version) *Client {
 		pending:  map[string]chan reply{},
 		done:     make(chan struct{}),
 	}
+	c.Commands = Commands{c}
+	return c
 }
 
 func readGreeting(r *bufio.Reader) (Version, error) {
@@ -214,8 +225,7 @@ func readGreeting(r *bufio.Reader) (Version, error) {
 	if m.QMP == nil {
 		return Version{}, fmt.Errorf("found %.80q, expected an object with member QMP", line)
 	}
-	v := m.QMP.Version
-	return Version{Major: v.QEMU.Major, Minor: v.QEMU.Minor, Micro: v.QEMU.Micro, Package: v.Package}, nil
+	return m.QMP.Version.version(), nil
 }
 
 // Version is what the greeting said of QEMU's version.
@@ -314,6 +324,19 @@ func (r reply) decode(command string, out any) error {
 		return fmt.Errorf("qmp: %s: result: %w", command, err)
 	}
 	return nil
+}
+
+// DecodeReply decodes a reply to a command that went another way than through a
+// Client. As with [Client.Execute], out may be nil and a refusal is an *[Error].
+func DecodeReply(command string, line []byte, out any) error {
+	var m message
+	if err := json.Unmarshal(line, &m); err != nil {
+		return fmt.Errorf("qmp: %s: reply %.80q: %w", command, line, err)
+	}
+	if m.Return == nil && m.Error == nil {
+		return fmt.Errorf("qmp: %s: found %.80q, expected a reply", command, line)
+	}
+	return reply{result: m.Return, err: m.Error}.decode(command, out)
 }
 
 // enlist makes an id and the channel its reply will come on.

@@ -4,7 +4,7 @@ import "context"
 
 // PMemSave makes QEMU write size bytes of guest-physical memory at gpa to the
 // file path, which QEMU itself opens. Encrypted memory is written as it is.
-func (c *Client) PMemSave(ctx context.Context, gpa, size uint64, path string) error {
+func (c Commands) PMemSave(ctx context.Context, gpa, size uint64, path string) error {
 	args := struct {
 		Val      uint64 `json:"val"`
 		Size     uint64 `json:"size"`
@@ -15,6 +15,6 @@ func (c *Client) PMemSave(ctx context.Context, gpa, size uint64, path string) er
 
 // HumanMonitor runs a command of the human monitor, such as "info registers",
 // and returns its text. QEMU promises nothing about what it looks like.
-func (c *Client) HumanMonitor(ctx context.Context, line string) (string, error) {
+func (c Commands) HumanMonitor(ctx context.Context, line string) (string, error) {
 	return query[string](ctx, c, "human-monitor-command", map[string]string{"command-line": line})
 }

@@ -18,18 +18,18 @@ type SEV struct {
 }
 
 // QuerySEV asks what QEMU knows of the launch.
-func (c *Client) QuerySEV(ctx context.Context) (SEV, error) {
+func (c Commands) QuerySEV(ctx context.Context) (SEV, error) {
 	return query[SEV](ctx, c, "query-sev", nil)
 }
 
 // QueryTPMModels lists the TPM devices that this QEMU was built with: "tpm-crb",
 // "tpm-tis".
-func (c *Client) QueryTPMModels(ctx context.Context) ([]string, error) {
+func (c Commands) QueryTPMModels(ctx context.Context) ([]string, error) {
 	return query[[]string](ctx, c, "query-tpm-models", nil)
 }
 
 // QueryTPMTypes lists the TPM back ends that this QEMU was built with:
 // "passthrough", "emulator".
-func (c *Client) QueryTPMTypes(ctx context.Context) ([]string, error) {
+func (c Commands) QueryTPMTypes(ctx context.Context) ([]string, error) {
 	return query[[]string](ctx, c, "query-tpm-types", nil)
 }

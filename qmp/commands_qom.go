@@ -3,27 +3,27 @@ package qmp
 import "context"
 
 // QOMGet reads a property of an object into out.
-func (c *Client) QOMGet(ctx context.Context, path, property string, out any) error {
+func (c Commands) QOMGet(ctx context.Context, path, property string, out any) error {
 	return c.Execute(ctx, "qom-get", map[string]string{"path": path, "property": property}, out)
 }
 
 // QOMListTypes lists the types that implement another, abstract ones left out.
-func (c *Client) QOMListTypes(ctx context.Context, implements string) ([]string, error) {
+func (c Commands) QOMListTypes(ctx context.Context, implements string) ([]string, error) {
 	return queryNames(ctx, c, "qom-list-types", map[string]any{"implements": implements, "abstract": false})
 }
 
 // QOMListProperties lists the properties of a type.
-func (c *Client) QOMListProperties(ctx context.Context, typename string) ([]string, error) {
+func (c Commands) QOMListProperties(ctx context.Context, typename string) ([]string, error) {
 	return queryNames(ctx, c, "qom-list-properties", map[string]string{"typename": typename})
 }
 
 // DeviceListProperties lists the properties of a device type.
-func (c *Client) DeviceListProperties(ctx context.Context, typename string) ([]string, error) {
+func (c Commands) DeviceListProperties(ctx context.Context, typename string) ([]string, error) {
 	return queryNames(ctx, c, "device-list-properties", map[string]string{"typename": typename})
 }
 
 // queryNames runs a command that returns a list of things with names.
-func queryNames(ctx context.Context, c *Client, command string, args any) ([]string, error) {
+func queryNames(ctx context.Context, c Executor, command string, args any) ([]string, error) {
 	list, err := query[[]struct {
 		Name string `json:"name"`
 	}](ctx, c, command, args)

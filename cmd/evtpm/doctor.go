@@ -54,11 +54,11 @@ func (u *ui) doctor(c *cli.Context) (*launch.DoctorReport, error) {
 	var spec *launch.Spec
 	var err error
 	if path := c.Args().First(); path != "" {
-		if spec, err = readSpec(path, c.Bool("allow-untrusted-file")); err != nil {
+		if spec, err = readSpec(path, launch.SpecFileOptions{AnyOwner: c.Bool("allow-untrusted-file")}); err != nil {
 			return nil, err
 		}
 	}
-	o := launch.DoctorOptions{RuntimeDir: u.getenv("XDG_RUNTIME_DIR")}
+	o := launch.DoctorOptions{RuntimeDir: u.runtimeDir()}
 	if o.Home, err = u.runDir(); err != nil {
 		return nil, err
 	}

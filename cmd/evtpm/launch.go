@@ -30,6 +30,7 @@ func launchCommand(u *ui) *cli.Command {
 			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the VM runs; it is attested in the background"},
 			&cli.BoolFlag{Name: "rm", Usage: "end the VM after the verdict and leave nothing of it"},
 			&cli.DurationFlag{Name: "timeout", Usage: "give up after this `TIME`, all phases together (the spec bounds each)"},
+			&cli.StringFlag{Name: "backend", Usage: "start the VM with `BACKEND`, qemu or libvirt, whatever the spec says"},
 			frozenFlag(),
 			&cli.StringFlag{Name: "save", Usage: "write golden values, evidence and verdict to the folder `DIR` as well"},
 			specOwnerFlag(),
@@ -47,9 +48,14 @@ func launchCommand(u *ui) *cli.Command {
 			if c.Bool("detach") && c.Bool("rm") {
 				return errors.New("--detach and --rm exclude each other: without a verdict there is nothing to wait for")
 			}
+			switch b := c.String("backend"); b {
+			case "", launch.BackendQEMU, launch.BackendLibvirt:
+			default:
+				return fmt.Errorf("--backend: found %q, expected %s or %s", b, launch.BackendQEMU, launch.BackendLibvirt)
+			}
 			l := &launching{
 				u: u, json: asJSON, detach: c.Bool("detach"), remove: c.Bool("rm"), save: c.String("save"),
-				anyOwner: c.Bool("allow-untrusted-file"), frozen: c.Bool("frozen"),
+				backend: c.String("backend"), anyOwner: c.Bool("allow-untrusted-file"), frozen: c.Bool("frozen"),
 			}
 			ctx := c.Context
 			if d := c.Duration("timeout"); d > 0 {
@@ -70,6 +76,7 @@ type launching struct {
 	remove bool
 	save   string
 
+	backend          string
 	anyOwner, frozen bool
 
 	doc launchDoc
@@ -124,7 +131,7 @@ func (l *launching) launch(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	plan, err := resolvePlan(ctx, path, l.anyOwner, l.frozen)
+	plan, err := resolvePlan(ctx, path, launch.SpecFileOptions{AnyOwner: l.anyOwner, Backend: l.backend}, l.frozen)
 	if err != nil {
 		return err
 	}
@@ -142,7 +149,7 @@ func (l *launching) launch(ctx context.Context, path string) error {
 		return err
 	}
 	m, err := launch.Start(ctx, plan, launch.StartOptions{
-		Home: home, StateDir: state, Supervise: []string{self, "supervise"}, Began: began, Events: l.event,
+		Home: home, StateDir: state, RuntimeDir: l.u.runtimeDir(), Supervise: []string{self, "supervise"}, Began: began, Events: l.event,
 	})
 	if err != nil {
 		return err

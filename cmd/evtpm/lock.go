@@ -24,7 +24,7 @@ func lockCommand(u *ui) *cli.Command {
 			}
 			lock := launch.LockPath(path)
 			check := c.Bool("check")
-			plan, err := resolvePlan(c.Context, path, c.Bool("allow-untrusted-file"), check)
+			plan, err := resolvePlan(c.Context, path, launch.SpecFileOptions{AnyOwner: c.Bool("allow-untrusted-file")}, check)
 			if err != nil {
 				return err
 			}

@@ -41,6 +41,20 @@ func (u *ui) stateDir() (string, error) {
 	return filepath.Join(home, ".local", "state", "evtpm"), nil
 }
 
+// runtimeDir is where libvirt's daemon of this session listens, in the folder
+// libvirt: as libvirt chooses it.
+func (u *ui) runtimeDir() string {
+	for _, name := range []string{"XDG_RUNTIME_DIR", "XDG_CACHE_HOME"} {
+		if dir := u.getenv(name); dir != "" {
+			return dir
+		}
+	}
+	if home := u.getenv("HOME"); home != "" {
+		return filepath.Join(home, ".cache")
+	}
+	return ""
+}
+
 // simRootDir is where the simulated platform's root of trust lies: what
 // --trust-sim trusts.
 func (u *ui) simRootDir() (string, error) {

@@ -30,7 +30,7 @@ func specCommand(u *ui) *cli.Command {
 					if err != nil {
 						return err
 					}
-					spec, err := readSpec(path, c.Bool("allow-untrusted-file"))
+					spec, err := readSpec(path, launch.SpecFileOptions{AnyOwner: c.Bool("allow-untrusted-file")})
 					if err != nil {
 						return err
 					}
@@ -72,8 +72,8 @@ func frozenFlag() cli.Flag {
 }
 
 // readSpec reads the spec at path.
-func readSpec(path string, anyOwner bool) (*launch.Spec, error) {
-	spec, err := launch.ReadSpec(path, launch.SpecFileOptions{AnyOwner: anyOwner})
+func readSpec(path string, o launch.SpecFileOptions) (*launch.Spec, error) {
+	spec, err := launch.ReadSpec(path, o)
 	if errors.Is(err, launch.ErrUntrustedFile) {
 		err = fmt.Errorf("%w; --allow-untrusted-file takes it all the same", err)
 	}
@@ -83,13 +83,13 @@ func readSpec(path string, anyOwner bool) (*launch.Spec, error) {
 // resolveSpec reads and resolves the spec that a command was given, as the
 // command's specOwnerFlag and frozenFlag say. The caller closes the plan.
 func resolveSpec(c *cli.Context, path string) (*launch.Plan, error) {
-	return resolvePlan(c.Context, path, c.Bool("allow-untrusted-file"), c.Bool("frozen"))
+	return resolvePlan(c.Context, path, launch.SpecFileOptions{AnyOwner: c.Bool("allow-untrusted-file")}, c.Bool("frozen"))
 }
 
 // resolvePlan reads and resolves the spec at path; frozen holds it against its
 // lock. The caller closes the plan.
-func resolvePlan(ctx context.Context, path string, anyOwner, frozen bool) (*launch.Plan, error) {
-	spec, err := readSpec(path, anyOwner)
+func resolvePlan(ctx context.Context, path string, file launch.SpecFileOptions, frozen bool) (*launch.Plan, error) {
+	spec, err := readSpec(path, file)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,370 @@
+package launch
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/digitalocean/go-libvirt"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/qmp"
+)
+
+// Sockets that the QEMU of a domain connects to, in the machine's folder.
+const (
+	sockConsole = "console.sock"
+	sockSVSM    = "svsm.sock"
+)
+
+// A libvirtVM is a domain of libvirt's: a transient one, which libvirt destroys
+// when the connection ends that this process made it through. Its UUID is new at
+// every start, and everything is done by it: a domain of the same name that is
+// not ours is never touched.
+type libvirtVM struct {
+	s    *supervisor
+	uuid libvirt.UUID
+
+	conn      *libvirtConn // nil before there is one
+	domain    libvirt.Domain
+	asked     bool     // libvirt was told to start it
+	process   *Process // QEMU; nil before it is known
+	exited    chan struct{}
+	mon       *libvirtMonitor
+	hashes    *os.File
+	listeners []net.Listener
+
+	stopped  chan struct{} // closed when libvirt says that the domain has ended
+	stopOnce sync.Once
+	how      libvirt.DomainEventStoppedDetailType // once stopped
+}
+
+func newLibvirtVM(s *supervisor) *libvirtVM {
+	v := &libvirtVM{s: s, stopped: make(chan struct{}), exited: make(chan struct{})}
+	_, _ = rand.Read(v.uuid[:]) // never fails
+	// RFC 9562, section 5.4: version 4, variant 10.
+	v.uuid[6] = v.uuid[6]&0x0f | 0x40
+	v.uuid[8] = v.uuid[8]&0x3f | 0x80
+	return v
+}
+
+func (v *libvirtVM) id() string {
+	u := v.uuid
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+// start implements hypervisor.
+func (v *libvirtVM) start(ctx context.Context, tpm string) (string, error) {
+	spec := v.s.plan.Spec
+	place, err := parseLibvirtURI(spec.Libvirt.URI)
+	if err != nil {
+		return "", err
+	}
+	version, err := v.connect(ctx, place)
+	if err != nil {
+		return "", err
+	}
+	domain, err := v.render(tpm)
+	if err != nil {
+		return "", err
+	}
+	if err := v.follow(ctx); err != nil {
+		return "", err
+	}
+	v.asked = true
+	err = v.conn.callWithin(ctx, "start domain "+v.s.plan.Name, func(l *libvirt.Libvirt) (err error) {
+		v.domain, err = l.DomainCreateXML(string(domain), libvirt.DomainStartPaused|libvirt.DomainStartAutodestroy|libvirt.DomainStartValidate)
+		return err
+	})
+	if err != nil {
+		return "", refusedByLibvirt(err)
+	}
+	v.s.update(func(r *Record) { r.Running = true })
+	if v.domain.UUID != v.uuid {
+		return "", fmt.Errorf("libvirt: started domain %x, expected %x", v.domain.UUID, v.uuid)
+	}
+	if v.mon, err = newLibvirtMonitor(ctx, v.conn, v.domain); err != nil {
+		return "", err
+	}
+	if place.host == "" {
+		if err := v.findProcess(ctx); err != nil {
+			return "", err
+		}
+	}
+	v.s.setMonitor(v.mon)
+	go v.watch()
+	return fmt.Sprintf("QEMU %s by libvirt %s, domain %s", v.mon.Version(), version, v.id()), nil
+}
+
+// connect connects to the daemon.
+func (v *libvirtVM) connect(ctx context.Context, place libvirtPlace) (version string, err error) {
+	spec := v.s.plan.Spec
+	conn, err := place.dial(ctx, v.s.job.RuntimeDir)
+	if err == nil {
+		v.conn, err = newLibvirtConn(ctx, conn, place.driver)
+	}
+	var number uint64
+	if err == nil {
+		err = v.conn.call(ctx, "version", func(l *libvirt.Libvirt) (err error) {
+			number, err = l.ConnectGetLibVersion()
+			return err
+		})
+	}
+	if err != nil {
+		return "", place.unreachable(spec.Libvirt.URI, err)
+	}
+	version = libvirtVersion(number)
+	if oldest := oldestLibvirt(spec.Platform); number < oldest {
+		return "", &classedError{class: attest.ClassHostNotCapable,
+			err: fmt.Errorf("found libvirt %s, expected %s or later for platform %s", version, libvirtVersion(oldest), spec.Platform)}
+	}
+	return version, nil
+}
+
+// oldestLibvirt is the oldest libvirt that knows what a platform needs: TPMs of
+// other processes, and SEV-SNP (https://libvirt.org/news.html).
+func oldestLibvirt(platform string) uint64 {
+	if platform == PlatformSNP {
+		return 10_005_000
+	}
+	return 9_000_000
+}
+
+// libvirtVersion is a version as people write it.
+func libvirtVersion(n uint64) string {
+	return fmt.Sprintf("%d.%d.%d", n/1_000_000, n/1000%1000, n%1000)
+}
+
+// render makes the domain, and what its QEMU will connect to.
+func (v *libvirtVM) render(tpm string) ([]byte, error) {
+	s := v.s
+	// QEMU opens the sealed copies through this process: it runs as the same
+	// user.
+	path := func(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
+	o := LibvirtOptions{
+		Dir: s.claim.dir, UUID: v.id(), TPM: tpm,
+		File: func(in *Input) string { return path(in.File) },
+	}
+	var err error
+	if s.plan.Spec.Console == ConsoleLog {
+		if o.Console, err = v.accept(sockConsole, s.takeConsole); err != nil {
+			return nil, err
+		}
+	}
+	if s.plan.Spec.Platform == PlatformSim {
+		if o.SVSM, err = v.accept(sockSVSM, s.platform.serve); err != nil {
+			return nil, err
+		}
+	}
+	_, page, err := s.plan.HashesPage()
+	if err != nil {
+		return nil, err
+	}
+	if page != nil {
+		if v.hashes, err = sealedFile("kernel-hashes", page); err != nil {
+			return nil, err
+		}
+		o.HashesPage = path(v.hashes)
+	}
+	return s.plan.LibvirtDomain(o)
+}
+
+// accept listens for QEMU, which connects once.
+func (v *libvirtVM) accept(name string, serve func(net.Conn)) (string, error) {
+	path := filepath.Join(v.s.claim.dir, name)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return "", err
+	}
+	v.listeners = append(v.listeners, l)
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			serve(conn)
+		}
+		l.Close() // the socket goes with it
+	}()
+	return path, nil
+}
+
+// follow has libvirt say when the domain ends.
+func (v *libvirtVM) follow(ctx context.Context) error {
+	var events <-chan libvirt.DomainEventLifecycleMsg
+	err := v.conn.call(ctx, "events of domains", func(l *libvirt.Libvirt) (err error) {
+		// It ends with the connection.
+		events, err = l.LifecycleEvents(context.Background())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	go func() {
+		for e := range events {
+			if e.Dom.UUID == v.uuid && libvirt.DomainEventType(e.Event) == libvirt.DomainEventStopped {
+				v.stopOnce.Do(func() {
+					v.how = libvirt.DomainEventStoppedDetailType(e.Detail)
+					close(v.stopped)
+				})
+			}
+		}
+	}()
+	return nil
+}
+
+// refusedByLibvirt gives libvirt's refusal its class.
+func refusedByLibvirt(err error) error {
+	var e libvirt.Error
+	if errors.As(err, &e) && libvirt.ErrorNumber(e.Code) == libvirt.ErrConfigUnsupported {
+		return &classedError{class: attest.ClassHostNotCapable, err: err}
+	}
+	return err
+}
+
+// findProcess finds the domain's QEMU, which is no child of this process or of
+// libvirt's: its monitor names a thread of it, and its command line the domain.
+func (v *libvirtVM) findProcess(ctx context.Context) error {
+	cpus, err := qmp.Commands{Executor: v.mon}.QueryCPUsFast(ctx)
+	if err != nil {
+		return err
+	}
+	if len(cpus) == 0 {
+		return errors.New("QEMU names no vCPU")
+	}
+	p, err := processOfThread("qemu", cpus[0].Thread)
+	if err == nil && !p.hasArg(v.id()) {
+		err = fmt.Errorf("process %d: found another command line than that of domain %s", p.PID, v.id())
+	}
+	if err != nil {
+		return fmt.Errorf("QEMU: %w", err)
+	}
+	v.adopt(p)
+	return nil
+}
+
+// adopt notes which process QEMU is, and waits for its end.
+func (v *libvirtVM) adopt(p Process) {
+	v.process = &p
+	v.s.noteChild(p)
+	go func() {
+		p.wait()
+		close(v.exited)
+	}()
+}
+
+// watch ends the machine when the domain ends, or the connection: libvirt
+// destroys the domain with it.
+func (v *libvirtVM) watch() {
+	select {
+	case <-v.stopped:
+	case <-v.exited:
+		v.awaitReason()
+	case <-v.conn.ended():
+		v.s.cancel(errLibvirtGone)
+		return
+	}
+	err, clean := errVMEnded, v.s.hasShutDown()
+	select {
+	case <-v.stopped:
+		err = fmt.Errorf("%w: %s", errVMEnded, stoppedHow(v.how))
+		clean = clean || v.how == libvirt.DomainEventStoppedShutdown || v.how == libvirt.DomainEventStoppedDestroyed
+	default:
+	}
+	v.mon.finish()
+	v.s.vmEnded(err, clean)
+}
+
+// awaitReason waits until QEMU or libvirt has said why QEMU has ended, if they do.
+func (v *libvirtVM) awaitReason() {
+	late := time.After(2 * time.Second)
+	for !v.s.hasShutDown() {
+		select {
+		case <-v.stopped:
+			return
+		case <-v.conn.ended():
+			return
+		case <-late:
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// stoppedHow says in words how a domain ended.
+func stoppedHow(d libvirt.DomainEventStoppedDetailType) string {
+	switch d {
+	case libvirt.DomainEventStoppedShutdown:
+		return "the domain was shut down"
+	case libvirt.DomainEventStoppedDestroyed:
+		return "the domain was destroyed through libvirt"
+	case libvirt.DomainEventStoppedCrashed:
+		return "the domain crashed"
+	case libvirt.DomainEventStoppedFailed:
+		return "the domain failed"
+	}
+	return fmt.Sprintf("libvirt's reason %d", d)
+}
+
+// resume implements hypervisor.
+func (v *libvirtVM) resume(ctx context.Context) error {
+	return v.conn.call(ctx, "resume", func(l *libvirt.Libvirt) error { return l.DomainResume(v.domain) })
+}
+
+// powerdown implements hypervisor.
+func (v *libvirtVM) powerdown(ctx context.Context) error {
+	return v.conn.call(ctx, "shutdown", func(l *libvirt.Libvirt) error {
+		return l.DomainShutdownFlags(v.domain, libvirt.DomainShutdownAcpiPowerBtn)
+	})
+}
+
+// end implements hypervisor.
+func (v *libvirtVM) end() {
+	for _, l := range v.listeners {
+		l.Close()
+	}
+	if v.conn == nil {
+		return
+	}
+	if v.mon != nil {
+		// libvirt has QEMU end by itself, and kills it when it does not.
+		ctx, cancel := context.WithTimeout(context.Background(), quitTimeout)
+		_ = v.conn.call(ctx, "destroy", func(l *libvirt.Libvirt) error { return l.DomainDestroyFlags(v.domain, 0) })
+		cancel()
+	}
+	v.conn.close() // and with it the domain, if it is still there
+	if v.asked && v.process == nil {
+		v.searchProcess()
+	}
+	if v.process != nil {
+		// A libvirt that does not answer destroys nothing.
+		if err := v.process.kill(killWait); err != nil {
+			v.s.emit(Event{Kind: EventWarning, Message: err.Error()})
+		}
+	}
+	if v.hashes != nil {
+		v.hashes.Close()
+	}
+}
+
+// searchProcess looks for the QEMU of a start whose outcome is not known, by the
+// UUID in its command line.
+func (v *libvirtVM) searchProcess() {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		var pid int
+		if _, err := fmt.Sscan(e.Name(), &pid); err != nil {
+			continue
+		}
+		if p, err := process("qemu", pid); err == nil && p.hasArg(v.id()) {
+			v.adopt(p)
+			return
+		}
+	}
+}

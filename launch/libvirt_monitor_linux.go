@@ -1,0 +1,114 @@
+package launch
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/digitalocean/go-libvirt"
+
+	"github.com/evtpm/evtpm/qmp"
+)
+
+// A libvirtMonitor is QEMU's monitor through libvirt.
+type libvirtMonitor struct {
+	conn   *libvirtConn
+	domain libvirt.Domain
+	qemu   qmp.Version
+	events chan qmp.Event
+	over   chan struct{}
+	once   sync.Once
+}
+
+// monitorQueue is how many events wait for a reader before the oldest goes.
+const monitorQueue = 256
+
+func newLibvirtMonitor(ctx context.Context, conn *libvirtConn, d libvirt.Domain) (*libvirtMonitor, error) {
+	m := &libvirtMonitor{conn: conn, domain: d, events: make(chan qmp.Event, monitorQueue), over: make(chan struct{})}
+	var events <-chan libvirt.DomainEvent
+	err := conn.call(ctx, "events of QEMU", func(l *libvirt.Libvirt) (err error) {
+		// It ends with the connection. By name, for want of another way: the events
+		// say whose they are.
+		events, err = l.SubscribeQEMUEvents(context.Background(), d.Name)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	go m.pump(events)
+	m.qemu, err = qmp.Commands{Executor: m}.QueryVersion(ctx)
+	return m, err
+}
+
+// pump passes events on until the domain or the connection has ended; go-libvirt
+// must never be kept waiting.
+func (m *libvirtMonitor) pump(events <-chan libvirt.DomainEvent) {
+	defer func() {
+		close(m.events)
+		for range events {
+		}
+	}()
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			if e.Domain.UUID != m.domain.UUID {
+				continue
+			}
+			m.publish(qmp.Event{Name: e.Event, Data: e.Details, Time: time.Unix(int64(e.Seconds), int64(e.Microseconds)*1000)})
+		case <-m.over:
+			return
+		}
+	}
+}
+
+// publish queues an event, at the cost of the oldest when the queue is full.
+func (m *libvirtMonitor) publish(e qmp.Event) {
+	for {
+		select {
+		case m.events <- e:
+			return
+		default:
+		}
+		select {
+		case <-m.events:
+		default:
+		}
+	}
+}
+
+// finish says that the domain has ended: what QEMU said last has a moment to
+// come in.
+func (m *libvirtMonitor) finish() {
+	m.once.Do(func() { time.AfterFunc(100*time.Millisecond, func() { close(m.over) }) })
+}
+
+// Events implements monitor.
+func (m *libvirtMonitor) Events() <-chan qmp.Event { return m.events }
+
+// Version implements monitor.
+func (m *libvirtMonitor) Version() qmp.Version { return m.qemu }
+
+// Execute implements qmp.Executor.
+func (m *libvirtMonitor) Execute(ctx context.Context, command string, args, out any) error {
+	request, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+	}{command, args})
+	if err != nil {
+		return fmt.Errorf("qmp: %s: arguments: %w", command, err)
+	}
+	var answer string
+	err = m.conn.call(ctx, command, func(l *libvirt.Libvirt) (err error) {
+		answer, err = l.QEMUDomainMonitorCommand(m.domain, string(request), 0)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return qmp.DecodeReply(command, []byte(answer), out)
+}
