@@ -13,8 +13,8 @@ func TestSVSMHardware(t *testing.T) {
 	at := func(name string) string { return filepath.Join(testdata(t), "fixtures/svsm", name) }
 	igvm, bin, ovmf := at("svsm-epyc-v4-4vcpu.igvm"), at("svsm.bin"), at("svsm_ovmf.fd")
 	for profile, args := range map[string][]string{
-		"file":     {"--host-profile", "file", "--native-zero", igvm},
-		"kvm":      {"--native-zero", igvm},
+		"file":             {"--host-profile", "file", "--native-zero", igvm},
+		"kvm":              {"--native-zero", igvm},
 		"coconut-svsm-bin": {"--ovmf", ovmf, "--vars-size", "540672", "--vcpu-type", "EPYC-v4", "--vcpus", "4", bin},
 	} {
 		out, stderr, err := runEvtpm(t, append([]string{"svsm", "measure"}, args...)...)
