@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"context"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -184,11 +185,35 @@ func pickIssuer(c *x509.Certificate, from []*x509.Certificate, now time.Time) *x
 		return 1
 	})
 	for _, p := range named {
-		if c.CheckSignatureFrom(p) == nil {
+		if signedBy(c, p) == nil {
 			return p
 		}
 	}
 	return named[0]
+}
+
+// maxIssuerBits bounds the RSA keys that signatures are verified with: AMD's have
+// 4096 bits. One that fills a certificate table's entry would take seconds.
+const maxIssuerBits = 8192
+
+// checkIssuerKey refuses a key that takes long to verify with.
+func checkIssuerKey(parent *x509.Certificate) error {
+	key, ok := parent.PublicKey.(*rsa.PublicKey)
+	if !ok {
+		return fmt.Errorf("the issuer's key is %v, expected RSA", parent.PublicKeyAlgorithm)
+	}
+	if n := key.N.BitLen(); n > maxIssuerBits {
+		return fmt.Errorf("the issuer's key has %d bits, expected at most %d", n, maxIssuerBits)
+	}
+	return nil
+}
+
+// signedBy verifies a certificate's signature in bounded time.
+func signedBy(child, parent *x509.Certificate) error {
+	if err := checkIssuerKey(parent); err != nil {
+		return err
+	}
+	return child.CheckSignatureFrom(parent)
 }
 
 // assemble finds leaf, intermediate and root among certificates, in the order
@@ -276,7 +301,7 @@ func (c chain) verifySignatures() error {
 		if string(child.RawIssuer) != string(parent.RawSubject) {
 			errs = append(errs, fmt.Errorf("%s: its issuer is another", name))
 		}
-		if err := child.CheckSignatureFrom(parent); err != nil {
+		if err := signedBy(child, parent); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}

@@ -180,13 +180,21 @@ func (v *verifier) withoutCRL(r revocation) []Check {
 	return []Check{c, notMade(CheckRevocation, c)}
 }
 
+// listSignedBy verifies a CRL's signature in bounded time.
+func listSignedBy(l *x509.RevocationList, root *x509.Certificate) error {
+	if err := checkIssuerKey(root); err != nil {
+		return err
+	}
+	return l.CheckSignatureFrom(root)
+}
+
 // judgeCRL verifies one CRL.
 func (v *verifier) judgeCRL(l *x509.RevocationList, root *x509.Certificate) Check {
 	window := fmt.Sprintf("%s to %s", l.ThisUpdate.UTC().Format(time.RFC3339), l.NextUpdate.UTC().Format(time.RFC3339))
 	at := v.now.UTC().Format(time.RFC3339)
 	age := v.now.Sub(l.ThisUpdate)
 	limit := time.Duration(v.policy.CRLMaxAgeDays) * 24 * time.Hour
-	switch err := l.CheckSignatureFrom(root); {
+	switch err := listSignedBy(l, root); {
 	case err != nil:
 		return fail(CheckCRL, ReasonCRLSignature, "a signature by "+root.Subject.CommonName, err.Error())
 	case v.now.Before(l.ThisUpdate):
