@@ -37,9 +37,14 @@ func verifyWith(t *testing.T, m *attesttest.Machine, certs []*x509.Certificate, 
 // nobody signed.
 func decoy(t *testing.T, m *attesttest.Machine, serial int64) *x509.Certificate {
 	t.Helper()
+	return decoyOf(t, m, func(c *x509.Certificate) { c.SerialNumber = big.NewInt(serial) })
+}
+
+func decoyOf(t *testing.T, m *attesttest.Machine, edit func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
 	template := *m.LeafCertificate()
-	template.SerialNumber = big.NewInt(serial)
 	template.ExtraExtensions = template.Extensions
+	edit(&template)
 	template.SignatureAlgorithm = 0
 	parent := *m.Signer.ASK
 	parent.PublicKey = nil
@@ -76,10 +81,28 @@ func TestLeafAmongMany(t *testing.T) {
 			fleet = append(fleet, m.Signer.Leaf(l))
 		}
 		want(t, verifyWith(t, m, append(fleet, m.LeafCertificate()), nil))
-		// Without it, what is wrong is said about the nearest.
-		v := verifyWith(t, m, fleet, nil)
-		if v.Trusted() || v.Class() != attest.ClassSignature {
-			t.Errorf("%s, class %d: %v", v.Result, v.Class(), failures(v))
+		// Without it, the certificate is missing: the report may be in order.
+		var strangers []*x509.Certificate
+		for i := range 3 {
+			other := attesttest.NewMachine(m.Processor)
+			other.ChipID[0] = byte(i)
+			strangers = append(strangers, decoy(t, other, int64(i)))
+		}
+		v := verifyWith(t, m, strangers, nil)
+		want(t, v, is(attest.CheckCertificates, attest.ReasonCertificatesUnavailable))
+		if f := found(v, attest.CheckCertificates); f != "no VCEK or VLEK of this chip and TCB among 3" {
+			t.Errorf("found %q", f)
+		}
+		// The only one that is given is held against the report.
+		v = verifyWith(t, m, strangers[:1], nil)
+		wantAny(t, v, is(attest.CheckReportSignature, attest.ReasonSignatureInvalid))
+		wantAny(t, v, is(attest.CheckChipBinding, attest.ReasonChipIDMismatch))
+		// So is one of several that is this machine's, expired or not.
+		for _, own := range []*x509.Certificate{
+			decoy(t, m, 9),
+			decoyOf(t, m, func(c *x509.Certificate) { c.NotAfter = attesttest.Now.AddDate(0, 0, -1) }),
+		} {
+			wantAny(t, verifyWith(t, m, append(strangers, own), nil), is(attest.CheckReportSignature, attest.ReasonSignatureInvalid))
 		}
 	}
 }

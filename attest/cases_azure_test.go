@@ -92,7 +92,11 @@ func judgeAzure(t *testing.T, m *attesttest.Machine, ev *evidence.Evidence) *att
 func TestV30_RuntimeData(t *testing.T) {
 	good := jwk("HCLAkPub", `"sign"`, akModulus())
 	m, ev := azure(runtimeData(good))
-	want(t, judgeAzure(t, m, ev))
+	v := judgeAzure(t, m, ev)
+	want(t, v)
+	if f := found(v, attest.CheckQuoteSignature); f != "the runtime data's AK" {
+		t.Errorf("found %q", f)
+	}
 	m, ev = azure(runtimeData(jwk("HCLEkPub", `"encrypt"`, akModulus()), good))
 	want(t, judgeAzure(t, m, ev))
 	even := bytes.Clone(akModulus())

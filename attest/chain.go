@@ -18,6 +18,8 @@ import (
 // until [chain.verify].
 type chain struct {
 	leaf, intermediate, root *x509.Certificate
+	// leafs is how many leaf certificates there were to choose from.
+	leafs int
 }
 
 // maxCandidates bounds how many certificates of a role are tried, each at the
@@ -60,8 +62,8 @@ func candidates(lists ...[]*x509.Certificate) (leafs, intermediates, roots []*x5
 }
 
 // pickLeaf chooses the leaf for a report: the one whose key signed it, else the
-// one that looks most like its own. A report that no leaf signed thus still gets
-// a verdict that says so. Of several that hold the same key, as a chip's
+// one that is for its chip and TCB, or the only one that there is. A report that
+// no leaf signed thus still gets a verdict that says so. Of several that hold the same key, as a chip's
 // certificates of different dates do, one that is valid now is chosen.
 //
 // A verifier's bundle may hold a certificate for each of its machines, so the
@@ -89,13 +91,18 @@ func pickLeaf(r *Report, leafs []*x509.Certificate, now time.Time) *x509.Certifi
 			return c.cert
 		}
 	}
+	if list[0].likeness|likenessValid != likenessAll {
+		return nil
+	}
 	return list[0].cert
 }
 
-// likenessAll is the likeness when everything agrees.
+// likenessAll is the likeness when everything agrees; likenessValid what a
+// certificate that is valid now adds.
 const (
-	likenessBits = 4
-	likenessAll  = 1<<likenessBits - 1
+	likenessBits  = 4
+	likenessAll   = 1<<likenessBits - 1
+	likenessValid = 1 << 0
 )
 
 // likeness says how much of what a report and its leaf certificate share agrees:
@@ -220,7 +227,7 @@ func signedBy(child, parent *x509.Certificate) error {
 // of the lists. A certificate that is missing is nil.
 func assemble(r *Report, now time.Time, lists ...[]*x509.Certificate) chain {
 	leafs, intermediates, roots := candidates(lists...)
-	c := chain{leaf: pickLeaf(r, leafs, now)}
+	c := chain{leaf: pickLeaf(r, leafs, now), leafs: len(leafs)}
 	if c.leaf == nil {
 		return c
 	}
@@ -235,6 +242,8 @@ func assemble(r *Report, now time.Time, lists ...[]*x509.Certificate) chain {
 // cannot be known.
 func (c chain) missing() string {
 	switch {
+	case c.leafs > 0 && c.leaf == nil:
+		return fmt.Sprintf("VCEK or VLEK of this chip and TCB among %d", c.leafs)
 	case c.leaf == nil:
 		return "VCEK or VLEK"
 	case c.intermediate == nil:
