@@ -120,11 +120,15 @@ func (f *fakeMachine) run(argv []string) (err error) {
 	case "die":
 		return errors.New("cannot set up guest memory 'pc.ram': Cannot allocate memory")
 	case "no-greeting":
-		select {}
+		for {
+			time.Sleep(time.Hour)
+		}
 	case "greeting-garbage":
 		_, err := f.mon.Write([]byte("\x00\xff{\"QMP\": [[[[ HTTP/1.1 200 OK\r\n\r\n"))
 		if err == nil {
-			select {}
+			for {
+				time.Sleep(time.Hour)
+			}
 		}
 		return err
 	case "endless-line":
@@ -298,7 +302,9 @@ func (f *fakeMachine) monitor() {
 			continue
 		case "quit", "system_powerdown":
 			if f.set.Mode == "ignores-quit" {
-				select {}
+				for {
+					time.Sleep(time.Hour)
+				}
 			}
 			f.event("SHUTDOWN", map[string]any{"guest": c.Execute != "quit", "reason": "host-qmp-quit"})
 			f.say(map[string]any{"id": c.ID, "return": result})
