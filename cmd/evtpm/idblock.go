@@ -85,8 +85,8 @@ func idblockFields() []cli.Flag {
 
 func idblockKeys() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "id-key", Usage: "ID key, ECDSA P-384, in `PEM`"},
-		&cli.StringFlag{Name: "author-key", Usage: "author key, ECDSA P-384, in `PEM`"},
+		&cli.StringFlag{Name: "id-key", Aliases: []string{"idkey"}, Usage: "ID key, ECDSA P-384, in `PEM`"},
+		&cli.StringFlag{Name: "author-key", Aliases: []string{"authorkey"}, Usage: "author key, ECDSA P-384, in `PEM`"},
 	}
 }
 

@@ -25,8 +25,13 @@ func TestScripts(t *testing.T) {
 		UpdateScripts: os.Getenv("EVTPM_UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("EVTPM_TESTDATA", os.Getenv("EVTPM_TESTDATA"))
-			// A firmware and a kernel that can be measured, if not run.
+			// A firmware and a kernel that can be measured, if not run; and a
+			// firmware as it was built before SEV-SNP.
+			old := ovmftest.AmdSev()
+			old.Entries[0].Data = ovmftest.U32(0, 0)
+			old.Entries = append(old.Entries[:2:2], old.Entries[3])
 			return errors.Join(
+				os.WriteFile(filepath.Join(env.WorkDir, "old.fd"), ovmftest.Build(old), 0o600),
 				os.WriteFile(filepath.Join(env.WorkDir, "OVMF.fd"), ovmftest.Build(ovmftest.AmdSev()), 0o600),
 				os.WriteFile(filepath.Join(env.WorkDir, "vmlinuz"), testKernel(), 0o600),
 			)

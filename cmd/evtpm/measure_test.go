@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +41,32 @@ type vectorFile struct {
 		PeerError                        string `json:"peer_error"`
 		Args                             []string
 	}
+	VMSA []struct {
+		VMM, CPU, Features, Which, OVMF, SHA256 string
+	}
+	IDBlock []struct {
+		Name, Tool, Measurement, Policy string
+		FamilyID                        string  `json:"family_id"`
+		ImageID                         string  `json:"image_id"`
+		GuestSVN                        uint32  `json:"guest_svn"`
+		IDKey                           string  `json:"id_key"`
+		AuthorKey                       *string `json:"author_key"`
+		SampleIDAuth                    []byte  `json:"sample_id_auth_base64"`
+		Expected                        struct {
+			IDBlock         []byte `json:"id_block_base64"`
+			IDAuth          []byte `json:"id_auth_base64"` // of deterministic signatures alone
+			IDKeyDigest     string `json:"id_key_digest"`
+			AuthorKeyDigest string `json:"author_key_digest"`
+		}
+	}
+}
+
+// path is an input's file.
+func (v *vectorFile) path(t testing.TB, dir, id string) string {
+	if v.Inputs[id].File == nil {
+		t.Fatalf("input %s is not at hand", id)
+	}
+	return filepath.Join(dir, *v.Inputs[id].File)
 }
 
 // vectorArgs replaces "{input}" by the input's file. A kernel or initrd that is
@@ -69,18 +97,23 @@ func (v *vectorFile) vectorArgs(dir string, args []string) (out []string, missin
 	return out, ""
 }
 
-// TestVectors runs every vector through the command line. The last line that it
-// logs is what scripts/test-vectors prints.
-func TestVectors(t *testing.T) {
+func readVectors(t testing.TB) (*vectorFile, string) {
 	dir := testdata(t)
 	data, err := os.ReadFile(filepath.Join(dir, "vectors", "launch-digests.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var v vectorFile
-	if err := json.Unmarshal(data, &v); err != nil {
+	v := new(vectorFile)
+	if err := json.Unmarshal(data, v); err != nil {
 		t.Fatal(err)
 	}
+	return v, dir
+}
+
+// TestVectors runs every launch digest among the vectors through the command
+// line. scripts/test-vectors prints the lines that it and the next two log.
+func TestVectors(t *testing.T) {
+	v, dir := readVectors(t)
 	var equal, documented, missing, wrong int
 	for _, vec := range v.Vectors {
 		args, absent := v.vectorArgs(dir, vec.Args)
@@ -106,6 +139,83 @@ func TestVectors(t *testing.T) {
 	}
 	t.Logf("vectors: %d run, %d equal, %d differing by a documented rule, %d missing, %d wrong",
 		len(v.Vectors)-missing, equal, documented, missing, wrong)
+}
+
+// TestVectorsVMSA compares the save areas that --dump-vmsa writes.
+func TestVectorsVMSA(t *testing.T) {
+	v, dir := readVectors(t)
+	t.Chdir(t.TempDir())
+	equal := 0
+	for _, d := range v.VMSA {
+		args := []string{"measure", "--mode", "snp", "--vcpus", "2", "--vmm-type", d.VMM, "--vcpu-type", d.CPU, "--guest-features", d.Features, "--ovmf", v.path(t, dir, d.OVMF), "--dump-vmsa"}
+		if _, _, err := runEvtpm(t, args...); err != nil {
+			t.Fatal(err)
+		}
+		page, err := os.ReadFile(map[string]string{"bsp": "vmsa0.bin", "ap": "vmsa1.bin"}[d.Which])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("%x", sha256.Sum256(page)); got != d.SHA256 {
+			t.Errorf("%s %s %s: found SHA-256 %s, expected %s", d.VMM, d.CPU, d.Which, got, d.SHA256)
+			continue
+		}
+		equal++
+	}
+	t.Logf("save areas: %d run, %d equal", len(v.VMSA), equal)
+}
+
+// TestVectorsIDBlock makes every ID block among the vectors, and verifies the
+// other program's.
+func TestVectorsIDBlock(t *testing.T) {
+	v, dir := readVectors(t)
+	t.Chdir(t.TempDir())
+	equal := 0
+	for _, b := range v.IDBlock {
+		args := []string{"idblock", "create", "-o", "json", "--measurement", b.Measurement, "--svn", fmt.Sprint(b.GuestSVN), "--id-key", v.path(t, dir, b.IDKey)}
+		verify := []string{"idblock", "verify", "block", "auth", "--digest", b.Measurement, "--svn", fmt.Sprint(b.GuestSVN), "--id-pub", v.path(t, dir, b.IDKey)}
+		for flag, value := range map[string]string{"--policy": b.Policy, "--family-id": b.FamilyID, "--image-id": b.ImageID} {
+			if value != "" {
+				args, verify = append(args, flag, value), append(verify, flag, value)
+			}
+		}
+		if b.AuthorKey != nil {
+			args, verify = append(args, "--author-key", v.path(t, dir, *b.AuthorKey)), append(verify, "--author-pub", v.path(t, dir, *b.AuthorKey))
+		}
+		out, _, err := runEvtpm(t, args...)
+		if err != nil {
+			t.Errorf("%s: %v", b.Name, err)
+			continue
+		}
+		var doc idblockDocument
+		if err := json.Unmarshal([]byte(out), &doc); err != nil {
+			t.Fatal(err)
+		}
+		author := strings.Repeat("0", 96) // what the vectors have for none
+		if doc.AuthorKeyDigest != nil {
+			author = doc.AuthorKeyDigest.String()
+		}
+		good := bytes.Equal(doc.IDBlock, b.Expected.IDBlock) && doc.IDKeyDigest.String() == b.Expected.IDKeyDigest && author == b.Expected.AuthorKeyDigest
+		auth := b.SampleIDAuth
+		if b.Expected.IDAuth != nil {
+			auth = b.Expected.IDAuth
+			good = good && bytes.Equal(doc.IDAuth, auth)
+		}
+		if !good {
+			t.Errorf("%s: found %s, expected %+v (%s)", b.Name, out, b.Expected, b.Tool)
+			continue
+		}
+		for name, data := range map[string][]byte{"block": doc.IDBlock, "auth": auth} {
+			if err := os.WriteFile(name, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, _, err := runEvtpm(t, verify...); err != nil {
+			t.Errorf("%s: the other program's signatures: %v", b.Name, err)
+			continue
+		}
+		equal++
+	}
+	t.Logf("ID blocks: %d run, %d equal", len(v.IDBlock), equal)
 }
 
 // TestExplainSVSM: the digest that hardware gave for this launch has zero pages

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -125,13 +126,14 @@ func inspectOVMF(name string, data []byte, img *ovmf.Image) (*ovmfDocument, erro
 		doc.Sections = append(doc.Sections, sectionText{s.Type.String(), fmt.Sprintf("%#x", s.GPA), s.Size, ovmf.PageType(s.Type, measure.VMMQEMU).String()})
 	}
 	if err := img.CheckSNP(); err != nil {
-		doc.SNP = "QEMU would not start it"
+		doc.SNP = "no: QEMU would not start it"
 		for _, e := range unjoin(err) {
 			doc.Problems = append(doc.Problems, e.Error())
 		}
 	}
 	if err := img.CheckKernelHashes(measure.ModeSNP); err != nil {
-		doc.KernelHashes = err.Error()
+		// The error is of a launch with a kernel; here none is given.
+		doc.KernelHashes = "no: " + strings.TrimPrefix(strings.TrimPrefix(err.Error(), "kernel given, but "), "the ")
 	}
 	return doc, nil
 }
