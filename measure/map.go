@@ -15,6 +15,8 @@ type region struct {
 	gpa, size uint64
 	source    string
 	vmsas     int // how many VMSAs share the page
+	step      int // the first of the launch's steps in it
+	order     int // its place among the regions by that; the first is 1
 }
 
 // mapColours are the fills of page types: measured contents dark, type and
@@ -74,10 +76,16 @@ func (s *Sequence) WriteMap(w io.Writer) error {
 			class = "light"
 		}
 		text(mapBarX+mapBarWidth/2, y+mapRow/2+5, class, "%s", r.typ)
+		text(mapBarX+6, y+14, class+" order", "%d", r.order)
 		text(mapBarX-10, y+mapRow-4, "gpa", "0x%x", r.gpa)
-		what := fmt.Sprintf("%s, %d pages", r.source, (r.size+PageSize-1)/PageSize)
-		if r.vmsas > 0 {
-			what = fmt.Sprintf("save areas of %d vCPUs, one page each", r.vmsas)
+		what := r.source
+		switch {
+		case r.vmsas == 1:
+			what = "save area of 1 vCPU"
+		case r.vmsas > 0:
+			what = fmt.Sprintf("save areas of %d vCPUs, one page each, all at this address", r.vmsas)
+		case r.size > 0:
+			what += ", " + sizeText(r.size)
 		}
 		text(mapTextX, y+14, "what", "%s", what)
 		measures := mapMeasures[r.typ]
@@ -88,13 +96,14 @@ func (s *Sequence) WriteMap(w io.Writer) error {
 		y += mapRow
 	}
 	var out bytes.Buffer
-	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d">`+"\n", mapWidth, y+30)
+	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d">`+"\n", mapWidth, y+40)
 	out.WriteString(`<style>text{font:12px sans-serif}.head{font:bold 16px sans-serif}.gpa{text-anchor:end;font-family:monospace}` +
-		`.light{fill:#fff;text-anchor:middle}.dark{fill:#222;text-anchor:middle}.dim{fill:#667}rect{stroke:#445;stroke-width:.5}` +
+		`.light{fill:#fff;text-anchor:middle}.dark{fill:#222;text-anchor:middle}.order{font-size:10px;text-anchor:start}.dim{fill:#667}rect{stroke:#445;stroke-width:.5}` +
 		`.gap{stroke:#99a;stroke-dasharray:2 3}</style>` + "\n")
-	fmt.Fprintf(&out, `<rect width="%d" height="%d" fill="#fff" stroke="none"/>`+"\n", mapWidth, y+30)
+	fmt.Fprintf(&out, `<rect width="%d" height="%d" fill="#fff" stroke="none"/>`+"\n", mapWidth, y+40)
 	out.WriteString(`<text x="20" y="30" class="head">Guest memory at launch</text>` + "\n")
 	fmt.Fprintf(&out, `<text x="20" y="50" class="dim">%s</text>`+"\n", s.mapCaption())
+	fmt.Fprintf(&out, `<text x="20" y="%d" class="dim">Highest address first, not to scale. The number in a box: when in the launch it is measured.</text>`+"\n", y+24)
 	out.Write(body.Bytes())
 	out.WriteString("</svg>\n")
 	_, err := w.Write(out.Bytes())
@@ -123,11 +132,11 @@ func (s *Sequence) mapRegions() []region {
 	var out []region
 	if !s.Start.IsZero() {
 		// The pages behind a precomputed hash are known by it alone.
-		out = append(out, region{typ: PageNormal, gpa: 1 << 32, source: "firmware, known by its hash"})
+		out = append(out, region{typ: PageNormal, gpa: 1 << 32, source: "firmware, known by its hash", step: -1})
 	}
 	for i := range s.Steps {
 		st := &s.Steps[i]
-		out = append(out, region{typ: st.Type, gpa: st.GPA, size: st.Size, source: st.Source})
+		out = append(out, region{typ: st.Type, gpa: st.GPA, size: st.Size, source: st.Source, step: i})
 	}
 	for i := range s.VMSAs {
 		st := &s.VMSAs[i]
@@ -135,7 +144,7 @@ func (s *Sequence) mapRegions() []region {
 			out[len(out)-1].vmsas++
 			continue
 		}
-		out = append(out, region{typ: st.Type, gpa: st.GPA, size: st.Size, source: st.Source, vmsas: 1})
+		out = append(out, region{typ: st.Type, gpa: st.GPA, size: st.Size, source: st.Source, vmsas: 1, step: len(s.Steps) + i})
 	}
 	slices.SortStableFunc(out, func(a, b region) int { return cmp.Compare(b.gpa, a.gpa) })
 	joined := out[:0]
@@ -143,10 +152,33 @@ func (s *Sequence) mapRegions() []region {
 		if n := len(joined); n > 0 {
 			if above := &joined[n-1]; above.typ == r.typ && above.source == r.source && r.gpa+r.size == above.gpa && r.vmsas == 0 {
 				above.gpa, above.size = r.gpa, above.size+r.size
+				above.step = min(above.step, r.step)
 				continue
 			}
 		}
 		joined = append(joined, r)
 	}
+	inTime := make([]*region, len(joined))
+	for i := range joined {
+		inTime[i] = &joined[i]
+	}
+	slices.SortFunc(inTime, func(a, b *region) int { return cmp.Compare(a.step, b.step) })
+	for i, r := range inTime {
+		r.order = i + 1
+	}
 	return joined
+}
+
+// sizeText is a size in pages, and in the largest unit that gives a whole number.
+func sizeText(n uint64) string {
+	pages := fmt.Sprintf("%d pages", (n+PageSize-1)/PageSize)
+	switch {
+	case n < PageSize:
+		return fmt.Sprintf("%d bytes", n)
+	case n == PageSize:
+		return "1 page"
+	case n%(1<<20) == 0:
+		return fmt.Sprintf("%s (%d MiB)", pages, n>>20)
+	}
+	return fmt.Sprintf("%s (%d KiB)", pages, n>>10)
 }

@@ -496,6 +496,11 @@ func TestMap(t *testing.T) {
 				rects++
 			}
 		}
+		for i := range len(s.Steps) + 1 {
+			if n := strings.Count(out.String(), fmt.Sprintf(` order">%d</text>`, i+1)); n != 1 {
+				t.Errorf("found %d boxes with the number %d, expected one\n%s", n, i+1, out.String())
+			}
+		}
 		want := 1 + len(s.Steps) + 1 // the background, the steps, the VMSAs' page
 		if rects != want {
 			t.Errorf("found %d rectangles, expected %d", rects, want)
