@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/evtpm/evtpm/measure"
@@ -61,7 +63,7 @@ func (q *qemu) read(args []string) error {
 		}
 		switch name {
 		case "cpu", "smp", "bios", "kernel", "initrd", "append", "machine", "M", "object", "drive", "pflash", "blockdev":
-		case "readconfig", "preconfig":
+		case "readconfig", "preconfig", "set":
 			return fmt.Errorf("-%s: what it configures is not on the command line", name)
 		case "shim":
 			q.warnings = append(q.warnings, "-shim: not measured by kernel hashes")
@@ -81,6 +83,14 @@ func (q *qemu) read(args []string) error {
 }
 
 func (q *qemu) option(name, value string) error {
+	// Objects and drives are looked at when something refers to them; even so
+	// there must be a name to refer to.
+	mayBeUnread := name == "object" || name == "blockdev" || name == "drive"
+	if !mayBeUnread || strings.HasPrefix(value, unknown) {
+		if err := known(value); err != nil {
+			return err
+		}
+	}
 	// QEMU takes the last of several.
 	switch name {
 	case "cpu":
@@ -116,8 +126,12 @@ func (q *qemu) option(name, value string) error {
 		if err != nil {
 			return err
 		}
+		if err := errors.Join(known(o["if"]), known(o["unit"])); err != nil {
+			return err
+		}
 		if o["if"] == "pflash" && (o["unit"] == "" || o["unit"] == "0") && q.pflash == "" {
 			q.pflash = o["file"]
+			return known(q.pflash)
 		}
 	}
 	return nil
@@ -131,6 +145,9 @@ func (q *qemu) named(into map[string]options, key, value, first string) error {
 	id := o[key]
 	if id == "" {
 		return nil // cannot be referred to
+	}
+	if err := errors.Join(known(id), known(o[first])); err != nil {
+		return err
 	}
 	if into[id] != nil {
 		return fmt.Errorf("found a second one with %s=%s", key, clip(id))
@@ -246,6 +263,9 @@ func (q *qemu) vm() (*VM, error) {
 	if cgs == nil {
 		return nil, fmt.Errorf("-machine confidential-guest-support=%s: found no -object with this id", clip(id))
 	}
+	if err := cgs.known(); err != nil {
+		return nil, err
+	}
 	if err := vm.confidential(cgs); err != nil {
 		return nil, fmt.Errorf("-object %s,id=%s: %w", cgs["qom-type"], id, err)
 	}
@@ -258,12 +278,28 @@ func (q *qemu) vm() (*VM, error) {
 	}
 	if igvm := q.machine["igvm-cfg"]; igvm != "" {
 		vm.IGVM = q.objects[igvm]["file"]
+		if err := known(vm.IGVM); err != nil {
+			return nil, err
+		}
 		if vm.IGVM == "" {
 			return nil, fmt.Errorf("-machine igvm-cfg=%s: found no -object with this id and a file", clip(igvm))
 		}
 		return vm, nil
 	}
+	if vm.IGVM = cgs["igvm-file"]; vm.IGVM != "" { // COCONUT's QEMU of 2024
+		return vm, nil
+	}
 	return vm, q.firmware(vm)
+}
+
+// known refuses options that a shell alone knows.
+func (o options) known() error {
+	for _, key := range slices.Sorted(maps.Keys(o)) {
+		if err := errors.Join(known(key), known(o[key])); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // firmware finds the image: -bios, or the first flash drive.
@@ -276,6 +312,9 @@ func (q *qemu) firmware(vm *VM) error {
 	if node := q.machine["pflash0"]; node != "" {
 		for range 8 { // a format node stands on a file node
 			o := q.nodes[node]
+			if err := o.known(); err != nil {
+				return err
+			}
 			if name := o["filename"]; name != "" {
 				vm.Firmware = name
 				break
