@@ -319,20 +319,28 @@ func (s *search) unexplained() ([]Region, error) {
 		r := Region{Name: st.Source, GPA: st.GPA}
 		switch st.Source {
 		case "firmware":
-			r.Tried = fmt.Sprintf("%d builds", 1+len(s.candidates.Firmwares))
+			r.Tried = countOf(1+len(s.candidates.Firmwares), "build")
 		case "kernel hashes":
-			r.Tried = fmt.Sprintf("%d kernels, %d initrds, %d command lines", 1+len(s.candidates.Kernels), 1+len(s.candidates.Initrds),
-				len(cmdlines(s.base.Boot.Cmdline, s.candidates.Cmdlines)))
+			r.Tried = countOf(1+len(s.candidates.Kernels), "kernel") + ", " + countOf(1+len(s.candidates.Initrds), "initrd") + ", " +
+				countOf(len(cmdlines(s.base.Boot.Cmdline, s.candidates.Cmdlines)), "command line")
 		default:
 			continue
 		}
 		out = append(out, r)
 	}
 	if !seq.Start.IsZero() {
-		out = append([]Region{{Name: "firmware", GPA: s.base.Firmware.GPA(), Tried: fmt.Sprintf("%d builds", 1+len(s.candidates.Firmwares))}}, out...)
+		out = append([]Region{{Name: "firmware", GPA: s.base.Firmware.GPA(), Tried: countOf(1+len(s.candidates.Firmwares), "build")}}, out...)
 	}
 	return append(out, Region{
 		Name: "vCPUs", GPA: measure.VMSAGPA,
-		Tried: "1 to 512 vCPUs of every CPU model of QEMU, guest features, x87 and SSE state, EC2's and GCE's registers",
+		Tried: "1 to 512 vCPUs of every CPU model of QEMU and every SNP processor, guest features, x87 and SSE state, EC2's and GCE's registers",
 	}), nil
+}
+
+// countOf says how many of something there are.
+func countOf(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }

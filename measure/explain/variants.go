@@ -279,11 +279,16 @@ func (s *search) cpus(mode measure.Mode, vmm measure.VMM) []cpu {
 	axes := [][]cpuChange{{{}}, {{}}, {{}}, {{}}, {{}}}
 	const signatureAxis, featureAxis, fpuAxis, rdxAxis, gpaAxis = 0, 1, 2, 3, 4
 	if vmm == measure.VMMQEMU {
-		for _, sig := range s.signatures() {
-			axes[signatureAxis] = append(axes[signatureAxis], cpuChange{
+		likely, rare := s.signatures()
+		for i, sig := range append(likely, rare...) {
+			change := cpuChange{
 				apply: func(c *cpu) { c.vcpu.Signature = sig.Value },
 				diffs: []Difference{{"cpu", s.cpuName(), sig.Name, fmt.Sprintf("CPU %s instead of %s", sig.Name, s.cpuName())}},
-			})
+			}
+			if i >= len(likely) {
+				change.extra = 1 // tried with one other difference at most
+			}
+			axes[signatureAxis] = append(axes[signatureAxis], change)
 		}
 		text := "no x87 and SSE state in the VMSAs (KVM's older VM types)"
 		if o.NoFPU {
@@ -385,22 +390,36 @@ func (s *search) baseFeatures() uint64 {
 	return o.GuestFeatures
 }
 
-// signatures lists the other CPU models, by signature.
-func (s *search) signatures() []Signature {
+// processors are those that run SEV-SNP, by their own signatures: what vCPUs show
+// that QEMU gives the CPU model "host". (Steppings as in attestation reports and
+// microcode patch levels. Milan's is that of QEMU's EPYC-Milan.)
+var processors = []Signature{
+	{"host on Milan-X (0xa00f12)", 0xa00f12},
+	{"host on Genoa (0xa10f11)", 0xa10f11},
+	{"host on Genoa-X (0xa10f12)", 0xa10f12},
+	{"host on Bergamo or Siena (0xaa0f02)", 0xaa0f02},
+	{"host on Turin (0xb00f21)", 0xb00f21},
+	{"host on Turin Dense (0xb10f10)", 0xb10f10},
+}
+
+// signatures lists the other CPU models by signature, then what is rarer.
+func (s *search) signatures() (likely, rare []Signature) {
 	seen := map[uint32]bool{s.base.Options.CPUSignature: true}
-	var out []Signature
-	add := func(sig Signature) {
+	add := func(into *[]Signature, sig Signature) {
 		if !seen[sig.Value] {
 			seen[sig.Value] = true
-			out = append(out, sig)
+			*into = append(*into, sig)
 		}
 	}
 	for _, sig := range s.candidates.Signatures {
-		add(sig)
+		add(&likely, sig)
 	}
 	for _, m := range measure.CPUModels() {
-		add(Signature{m.Name, m.Signature()})
+		add(&likely, Signature{m.Name, m.Signature()})
 	}
-	add(Signature{"with signature 0", 0})
-	return out
+	add(&likely, Signature{"with signature 0", 0})
+	for _, sig := range processors {
+		add(&rare, sig)
+	}
+	return likely, rare
 }
