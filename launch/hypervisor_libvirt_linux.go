@@ -37,6 +37,7 @@ type libvirtVM struct {
 	process   *Process // QEMU; nil before it is known
 	exited    chan struct{}
 	mon       *libvirtMonitor
+	inputs    map[string]string
 	hashes    *os.File
 	listeners []net.Listener
 
@@ -46,7 +47,7 @@ type libvirtVM struct {
 }
 
 func newLibvirtVM(s *supervisor) *libvirtVM {
-	v := &libvirtVM{s: s, stopped: make(chan struct{}), exited: make(chan struct{})}
+	v := &libvirtVM{s: s, inputs: map[string]string{}, stopped: make(chan struct{}), exited: make(chan struct{})}
 	_, _ = rand.Read(v.uuid[:]) // never fails
 	// RFC 9562, section 5.4: version 4, variant 10.
 	v.uuid[6] = v.uuid[6]&0x0f | 0x40
@@ -96,6 +97,9 @@ func (v *libvirtVM) start(ctx context.Context, tpm string) (string, error) {
 		if err := v.findProcess(ctx); err != nil {
 			return "", err
 		}
+	}
+	if err := v.checkXML(ctx, domain); err != nil {
+		return "", err
 	}
 	v.s.setMonitor(v.mon)
 	go v.watch()
@@ -149,7 +153,10 @@ func (v *libvirtVM) render(tpm string) ([]byte, error) {
 	path := func(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
 	o := LibvirtOptions{
 		Dir: s.claim.dir, UUID: v.id(), TPM: tpm,
-		File: func(in *Input) string { return path(in.File) },
+		File: func(in *Input) string {
+			v.inputs[in.Name] = path(in.File)
+			return v.inputs[in.Name]
+		},
 	}
 	var err error
 	if s.plan.Spec.Console == ConsoleLog {
@@ -308,6 +315,22 @@ func stoppedHow(d libvirt.DomainEventStoppedDetailType) string {
 	}
 	return fmt.Sprintf("libvirt's reason %d", d)
 }
+
+// checkXML holds the domain that runs against the one that was asked for.
+func (v *libvirtVM) checkXML(ctx context.Context, asked []byte) error {
+	var live string
+	err := v.conn.call(ctx, "read the domain back", func(l *libvirt.Libvirt) (err error) {
+		live, err = l.DomainGetXMLDesc(v.domain, 0)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return compareDomains(asked, []byte(live))
+}
+
+// opened implements hypervisor.
+func (v *libvirtVM) opened() map[string]string { return v.inputs }
 
 // resume implements hypervisor.
 func (v *libvirtVM) resume(ctx context.Context) error {

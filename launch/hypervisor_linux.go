@@ -14,6 +14,8 @@ type hypervisor interface {
 	// it. From the moment that the VM's monitor answers, [supervisor.monitor]
 	// returns it, and the end of the VM ends the supervisor's work.
 	start(ctx context.Context, tpm string) (string, error)
+	// opened says how QEMU was told to open the plan's inputs, by their names.
+	opened() map[string]string
 	// resume has the first instruction executed.
 	resume(ctx context.Context) error
 	// powerdown presses the power button.

@@ -19,6 +19,7 @@ type qemuVM struct {
 	s       *supervisor
 	process *child      // nil before there is one
 	mon     *qmp.Client // nil before it answers
+	inputs  map[string]string
 }
 
 // start implements hypervisor.
@@ -52,6 +53,9 @@ func (v *qemuVM) start(ctx context.Context, tpm string) (string, error) {
 	}
 	return "", sandboxErr
 }
+
+// opened implements hypervisor.
+func (v *qemuVM) opened() map[string]string { return v.inputs }
 
 // resume implements hypervisor.
 func (v *qemuVM) resume(ctx context.Context) error { return v.mon.Cont(ctx) }
@@ -101,7 +105,11 @@ func (v *qemuVM) spawn(tpm string, noSandbox bool) (_ *child, monitor net.Conn, 
 		return 2 + len(files)
 	}
 	o := QEMUOptions{Dir: s.claim.dir, TPM: tpm, NoSandbox: noSandbox}
-	o.File = func(in *Input) string { return fmt.Sprintf("/proc/self/fd/%d", pass(in.File)) }
+	v.inputs = map[string]string{}
+	o.File = func(in *Input) string {
+		v.inputs[in.Name] = fmt.Sprintf("/proc/self/fd/%d", pass(in.File))
+		return v.inputs[in.Name]
+	}
 	theirs := []*os.File{}
 	pair := func(name string) (net.Conn, string, error) {
 		conn, other, err := socketPair(name)

@@ -23,14 +23,17 @@ func (s *supervisor) start(ctx context.Context) (string, error) {
 		return "", err
 	}
 	go s.watchEvents()
-	return message, nil
+	return message, s.plan.readBack(ctx, s.monitor(), s.vm.opened())
 }
 
 // cont runs the first instruction.
 func (s *supervisor) cont() error {
 	ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
 	defer cancel()
-	return s.vm.resume(ctx)
+	if err := s.vm.resume(ctx); err != nil {
+		return err
+	}
+	return s.plan.checkLaunched(ctx, s.monitor())
 }
 
 // monitor returns the way to QEMU's monitor; nil before there is one.

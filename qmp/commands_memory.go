@@ -18,3 +18,14 @@ func (c Commands) PMemSave(ctx context.Context, gpa, size uint64, path string) e
 func (c Commands) HumanMonitor(ctx context.Context, line string) (string, error) {
 	return query[string](ctx, c, "human-monitor-command", map[string]string{"command-line": line})
 }
+
+// MemorySize is the answer to query-memory-size-summary, in bytes.
+type MemorySize struct {
+	Base    uint64 `json:"base-memory"`
+	Plugged uint64 `json:"plugged-memory"`
+}
+
+// QueryMemorySizeSummary asks how much memory the guest has.
+func (c Commands) QueryMemorySizeSummary(ctx context.Context) (MemorySize, error) {
+	return query[MemorySize](ctx, c, "query-memory-size-summary", nil)
+}

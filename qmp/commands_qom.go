@@ -7,6 +7,18 @@ func (c Commands) QOMGet(ctx context.Context, path, property string, out any) er
 	return c.Execute(ctx, "qom-get", map[string]string{"path": path, "property": property}, out)
 }
 
+// A QOMProperty is one element of the answer to qom-list.
+type QOMProperty struct {
+	Name string `json:"name"`
+	// Type is the property's: "bool", or "child<virtio-blk-pci>" for an object.
+	Type string `json:"type"`
+}
+
+// QOMList lists the properties of an object, and the objects in it.
+func (c Commands) QOMList(ctx context.Context, path string) ([]QOMProperty, error) {
+	return query[[]QOMProperty](ctx, c, "qom-list", map[string]string{"path": path})
+}
+
 // QOMListTypes lists the types that implement another, abstract ones left out.
 func (c Commands) QOMListTypes(ctx context.Context, implements string) ([]string, error) {
 	return queryNames(ctx, c, "qom-list-types", map[string]any{"implements": implements, "abstract": false})

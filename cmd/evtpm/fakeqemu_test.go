@@ -69,6 +69,7 @@ type fakeMachine struct {
 	dir string
 	set fakeSettings
 
+	argv     []string
 	firmware []byte
 	mon      net.Conn
 	monMu    sync.Mutex
@@ -96,6 +97,7 @@ func (f *fakeMachine) hold(point string) {
 }
 
 func (f *fakeMachine) run(argv []string) (err error) {
+	f.argv = argv
 	f.running, f.quit = make(chan struct{}), make(chan struct{})
 	chardevs := map[string]string{}
 	for i, a := range argv[:len(argv)-1] {
@@ -234,6 +236,34 @@ func (f *fakeMachine) event(name string, data any) {
 	f.say(map[string]any{"event": name, "data": data, "timestamp": map[string]int{"seconds": 1, "microseconds": 0}})
 }
 
+// arg is the value of an option.
+func (f *fakeMachine) arg(option string) string {
+	for i, a := range f.argv[:len(f.argv)-1] {
+		if a == option {
+			return f.argv[i+1]
+		}
+	}
+	return ""
+}
+
+// property answers qom-get.
+func (f *fakeMachine) property(path, name string) any {
+	if path != "/machine" {
+		return f.arg("-cpu") + "-x86_64-cpu"
+	}
+	switch name {
+	case "smm":
+		return "off"
+	case "dump-guest-core":
+		return f.set.Mode == "drift"
+	case "confidential-guest-support":
+		return ""
+	case "firmware":
+		return f.arg("-bios")
+	}
+	return f.arg("-" + name)
+}
+
 // monitor answers QMP.
 func (f *fakeMachine) monitor() {
 	defer f.end()
@@ -255,6 +285,8 @@ func (f *fakeMachine) monitor() {
 				Val      uint64 `json:"val"`
 				Size     uint64 `json:"size"`
 				Filename string `json:"filename"`
+				Path     string `json:"path"`
+				Property string `json:"property"`
 			} `json:"arguments"`
 		}
 		if err := json.Unmarshal(line, &c); err != nil {
@@ -289,6 +321,20 @@ func (f *fakeMachine) monitor() {
 			result = []map[string]any{{"cpu-index": 0, "thread-id": os.Getpid(), "qom-path": "/machine/unattached/device[0]"}}
 		case "human-monitor-command":
 			result = f.human(c.Arguments.Line)
+		case "query-memory-size-summary":
+			mib, _ := strconv.Atoi(strings.TrimSuffix(f.arg("-m"), "M"))
+			result = map[string]any{"base-memory": mib << 20, "plugged-memory": 0}
+		case "qom-get":
+			result = f.property(c.Arguments.Path, c.Arguments.Property)
+		case "qom-list":
+			list := []map[string]string{{"name": "type", "type": "string"}}
+			for i, a := range f.argv {
+				if a == "-device" && c.Arguments.Path == "/machine/peripheral-anon" {
+					kind, _, _ := strings.Cut(f.argv[i+1], ",")
+					list = append(list, map[string]string{"name": fmt.Sprintf("device[%d]", i), "type": "child<" + kind + ">"})
+				}
+			}
+			result = list
 		case "pmemsave":
 			f.hold("measure")
 			if err := f.save(c.Arguments.Val, c.Arguments.Size, c.Arguments.Filename); err != nil {

@@ -314,6 +314,7 @@ func faultMatrix() []fault {
 		{"start", "no-greeting", []int{10}},
 		{"start", "greeting-garbage", []int{8}},
 		{"start", "endless-line", []int{8}},
+		{"start", "drift", []int{8}},
 		{"measure", "qmp-hang", []int{10}},
 		{"measure", "qmp-garbage", []int{8}},
 		{"measure", "qmp-flood", []int{0}},

@@ -3,21 +3,31 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/evtpm/evtpm/measure"
 )
 
-// The malicious host: a program in the place of QEMU that changes the command
-// line which it was given, then becomes QEMU. Plans and golden values were made
-// before it runs, as they are when a tenant made them.
+// The malicious host: a program in the place of QEMU that changes what it was
+// given, then becomes QEMU. Plans and golden values were made before it runs, as
+// they are when a tenant made them.
+//
+// evtpm asks QEMU what it was started with, which is good against mistakes. A
+// host that means it lies: other files lie behind the descriptors that were
+// planned, and what QEMU's monitor says of the command line is the planned one.
 
 // A hostAttack is what the program in QEMU's place does. Its fields are read
 // from the wrapper's own command line.
@@ -104,6 +114,9 @@ func (h *hostAttack) swapFiles(argv []string) error {
 			initrd = argv[i+1]
 		case "-append":
 			if h.cmdline != "" {
+				if err := h.lie(argv, h.cmdline, argv[i+1]); err != nil {
+					return err
+				}
 				argv[i+1] = h.cmdline
 			}
 			cmdline = argv[i+1]
@@ -125,11 +138,17 @@ func (h *hostAttack) swapFiles(argv []string) error {
 	return h.swapHashes(&argv[loader], kernel, initrd, cmdline)
 }
 
-// swap returns the file that QEMU shall load in place of path.
+// swap puts another file behind the path that QEMU is to load, which is that of a
+// descriptor.
 func (h *hostAttack) swap(what, path, instead string) (string, error) {
-	switch instead {
-	case "":
+	if instead == "" {
 		return path, nil
+	}
+	var fd int
+	if _, err := fmt.Sscanf(path, "/proc/self/fd/%d", &fd); err != nil {
+		return "", fmt.Errorf("%s: found %q, expected a descriptor: %w", what, path, err)
+	}
+	switch instead {
 	case "flip", "pad":
 		data, err := os.ReadFile(path)
 		if err != nil {
@@ -140,10 +159,78 @@ func (h *hostAttack) swap(what, path, instead string) (string, error) {
 		} else {
 			data[flipAt(what, data)] ^= 1
 		}
-		out := filepath.Join(h.dir, what)
-		return out, os.WriteFile(out, data, 0o600)
+		instead = filepath.Join(h.dir, what)
+		if err := os.WriteFile(instead, data, 0o600); err != nil {
+			return "", err
+		}
 	}
-	return instead, nil
+	f, err := os.Open(instead)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return path, unix.Dup3(int(f.Fd()), fd, 0)
+}
+
+// lie puts a process between evtpm and QEMU's monitor that says honest where
+// QEMU would say evil.
+func (h *hostAttack) lie(argv []string, evil, honest string) error {
+	monitor := -1
+	for _, a := range argv {
+		if rest, ok := strings.CutPrefix(a, "socket,id=monitor,fd="); ok {
+			if _, err := fmt.Sscan(rest, &monitor); err != nil {
+				return err
+			}
+		}
+	}
+	if monitor < 0 {
+		return errors.New("no monitor on QEMU's command line")
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// The descriptor stays QEMU's, but leads to the liar.
+	evtpm, err := unix.Dup(monitor)
+	if err != nil {
+		return err
+	}
+	unix.CloseOnExec(evtpm)
+	if err := unix.Dup3(pair[1], monitor, 0); err != nil {
+		return err
+	}
+	cmd := exec.Command(self, "lie", evil, honest)
+	cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(evtpm), "evtpm"), os.NewFile(uintptr(pair[0]), "qemu")}
+	return cmd.Start()
+}
+
+// lieOfCmdline is the liar's process: evtpm's side of the monitor is descriptor
+// 3, QEMU's is 4.
+func lieOfCmdline(args []string) error {
+	if len(args) != 2 {
+		return fmt.Errorf("lie: found %d arguments, expected two", len(args))
+	}
+	evil, err1 := json.Marshal(args[0])
+	honest, err2 := json.Marshal(args[1])
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	evtpm, qemu := os.NewFile(3, "evtpm"), os.NewFile(4, "qemu")
+	go func() {
+		_, _ = io.Copy(qemu, evtpm)
+		os.Exit(0) // evtpm is gone, and QEMU with it
+	}()
+	r := bufio.NewReader(qemu)
+	for {
+		line, err := r.ReadBytes('\n')
+		if _, werr := evtpm.Write(bytes.ReplaceAll(line, evil, honest)); err != nil || werr != nil {
+			return nil
+		}
+	}
 }
 
 // flipAt chooses a byte that is measured and that nothing needs to start: of the

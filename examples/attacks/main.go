@@ -41,6 +41,8 @@ func run(ctx context.Context, args []string) error {
 			return inQEMUsPlace(args[1:])
 		case "wire":
 			return onTheWire(ctx, args[1:])
+		case "lie":
+			return lieOfCmdline(args[1:])
 		case "supervise":
 			return superviseBadly(ctx, args[1:])
 		}
