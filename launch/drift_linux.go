@@ -91,6 +91,9 @@ func (r *readBack) machine() error {
 			expected[property] = r.opened[in.Name]
 		}
 	}
+	if p.Extracted != nil {
+		expected["firmware"] = r.opened[imageFirmware]
+	}
 	if p.Kernel != nil {
 		expected["append"] = p.Spec.Cmdline
 	}
@@ -189,6 +192,9 @@ func (p *Plan) devices() []string {
 	out = append(out, slices.Repeat([]string{"virtserialport"}, ports)...)
 	if _, page, err := p.HashesPage(); err == nil && page != nil {
 		out = append(out, "loader")
+	}
+	if p.Extracted != nil {
+		out = append(out, slices.Repeat([]string{"loader"}, len(p.Extracted.Pages))...)
 	}
 	if s.Vsock != nil {
 		out = append(out, "vhost-vsock-pci")

@@ -38,7 +38,7 @@ type libvirtVM struct {
 	exited    chan struct{}
 	mon       *libvirtMonitor
 	inputs    map[string]string
-	hashes    *os.File
+	made      []*os.File // what QEMU loads from files of ours
 	listeners []net.Listener
 
 	stopped  chan struct{} // closed when libvirt says that the domain has ended
@@ -169,15 +169,28 @@ func (v *libvirtVM) render(tpm string) ([]byte, error) {
 			return nil, err
 		}
 	}
+	sealed := func(name string, data []byte) (string, error) {
+		f, err := sealedFile(name, data)
+		if err != nil {
+			return "", err
+		}
+		v.made = append(v.made, f)
+		return path(f), nil
+	}
 	_, page, err := s.plan.HashesPage()
 	if err != nil {
 		return nil, err
 	}
 	if page != nil {
-		if v.hashes, err = sealedFile("kernel-hashes", page); err != nil {
+		if o.HashesPage, err = sealed("kernel-hashes", page); err != nil {
 			return nil, err
 		}
-		o.HashesPage = path(v.hashes)
+	}
+	o.ImageFile = func(name string) string { return v.inputs[name] }
+	for _, image := range s.plan.ImageFiles() {
+		if v.inputs[image.Name], err = sealed(image.Name, image.Data); err != nil {
+			return nil, err
+		}
 	}
 	return s.plan.LibvirtDomain(o)
 }
@@ -368,8 +381,8 @@ func (v *libvirtVM) end() {
 			v.s.emit(Event{Kind: EventWarning, Message: err.Error()})
 		}
 	}
-	if v.hashes != nil {
-		v.hashes.Close()
+	for _, f := range v.made {
+		f.Close()
 	}
 }
 

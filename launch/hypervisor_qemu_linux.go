@@ -149,6 +149,15 @@ func (v *qemuVM) spawn(tpm string, noSandbox bool) (_ *child, monitor net.Conn, 
 		theirs = append(theirs, f)
 		o.HashesPage = fmt.Sprintf("/proc/self/fd/%d", pass(f))
 	}
+	o.ImageFile = func(name string) string { return v.inputs[name] }
+	for _, image := range s.plan.ImageFiles() {
+		f, err := sealedFile(image.Name, image.Data)
+		if err != nil {
+			return nil, nil, err
+		}
+		theirs = append(theirs, f)
+		v.inputs[image.Name] = fmt.Sprintf("/proc/self/fd/%d", pass(f))
+	}
 	line, err := s.plan.QEMUCommand(o)
 	if err != nil {
 		return nil, nil, err

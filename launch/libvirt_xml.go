@@ -22,6 +22,9 @@ type LibvirtOptions struct {
 	// HashesPage is the file with the page of [Plan.HashesPage], for a plan that
 	// has one. Empty: hashes.bin in Dir.
 	HashesPage string
+	// ImageFile says how QEMU opens a file of [Plan.ImageFiles]. Nil: the name, in
+	// Dir.
+	ImageFile func(name string) string
 	// TPM is the control socket of the vTPM, and SVSM the socket of the simulated
 	// SVSM's port, for platform sim. Empty: tpm.sock and svsm.sock in Dir.
 	TPM, SVSM string
@@ -339,6 +342,9 @@ func (p *Plan) libvirtDomain(o LibvirtOptions) (*domain, error) {
 			*f.value = filepath.Join(o.Dir, f.name)
 		}
 	}
+	if o.ImageFile == nil {
+		o.ImageFile = func(name string) string { return filepath.Join(o.Dir, name) }
+	}
 	s := p.Spec
 	d := &domain{
 		Type:       map[string]string{AccelKVM: "kvm", AccelTCG: "qemu"}[s.QEMU.Accel],
@@ -401,6 +407,10 @@ func (p *Plan) libvirtBoot(d *domain, o LibvirtOptions) error {
 	}
 	if p.Firmware != nil {
 		d.OS.Loader = &domainLoader{ReadOnly: "yes", Type: "rom", Stateless: "yes", Path: o.File(p.Firmware)}
+	}
+	if bios, args := p.loaderArgs(o.ImageFile); bios != "" {
+		d.OS.Loader = &domainLoader{ReadOnly: "yes", Type: "rom", Stateless: "yes", Path: bios}
+		d.arg(args...)
 	}
 	if p.Kernel != nil {
 		d.OS.Kernel, d.OS.Cmdline = o.File(p.Kernel), s.Cmdline

@@ -38,6 +38,8 @@ type Plan struct {
 	// holds the firmware, or nil. They stay usable after Close.
 	Image     *ovmf.Image
 	SVSMImage *svsmimg.File
+	// Extracted is what platform sim runs of SVSMImage; nil on platform snp.
+	Extracted *svsmimg.Extracted
 	// HostProfile is the spec's or, where that has none, the one that the SVSM
 	// image was made for.
 	HostProfile string
@@ -241,30 +243,6 @@ func (p *Plan) deriveFirmware(signature uint32) error {
 		p.Sequence.Steps = append(p.Sequence.Steps, snpsim.SVSMStep())
 	}
 	return nil
-}
-
-func (p *Plan) deriveSVSM(signature uint32) error {
-	data, err := p.SVSM.Bytes()
-	if err != nil {
-		return err
-	}
-	if p.SVSMImage, err = svsmimg.Parse(data); err != nil {
-		return err
-	}
-	policy, ok := p.SVSMImage.Policy(svsmimg.PlatformSNP)
-	if ok && Policy(policy) != p.Spec.Policy {
-		// QEMU starts the launch with the policy of its command line and gives the
-		// ID block that of the file: two would end in a launch that the AMD-SP
-		// refuses, or that is not the one that the image's signer meant.
-		return fmt.Errorf("found guest policy %s in the image, but %s in the spec; set policy: %[1]s, or rebuild the image", Policy(policy), p.Spec.Policy)
-	}
-	profile := svsmimg.Profile(p.Spec.HostProfile)
-	if profile == "" {
-		profile = p.SVSMImage.InferProfile()
-	}
-	p.HostProfile = string(profile)
-	p.Sequence, err = p.SVSMImage.Sequence(svsmimg.SequenceOptions{Profile: profile, VCPUs: p.Spec.CPU.Count, CPUSignature: signature})
-	return err
 }
 
 // checkPolicy says now what is wrong with the policy that the evidence will be

@@ -58,6 +58,9 @@ func (p *Plan) imageIDBlock(digest measure.Digest, bad *problems) (*measure.Gold
 	// The policy is the spec's too: see deriveSVSM.
 	block := header.Block(uint64(p.Spec.Policy))
 	if block.LaunchDigest != digest {
+		if p.Extracted != nil && !p.Extracted.SVSM {
+			return fail("svsm.image", "%s: found an ID block in an image without an SVSM: platform sim adds the simulated one to its launch, which has another digest", p.SVSM.Path)
+		}
 		return fail("svsm.image", "%s: found launch digest %s in its ID block, expected %s on host profile %s: the AMD-SP would refuse the launch", p.SVSM.Path, block.LaunchDigest, digest, p.HostProfile)
 	}
 	auth, err := header.Auth()
@@ -68,6 +71,21 @@ func (p *Plan) imageIDBlock(digest measure.Digest, bad *problems) (*measure.Gold
 		return fail("svsm.image", "%s: %w", p.SVSM.Path, err)
 	}
 	return auth.Golden(block)
+}
+
+// launchIDBlock returns the ID block that the launch ends with, the spec's or the
+// image's; nil without one.
+func (p *Plan) launchIDBlock() (block, auth []byte, authorKey bool, err error) {
+	if p.SVSMImage == nil || p.SVSMImage.IDBlock() == nil {
+		return p.IDBlock, p.IDAuth, p.AuthorKey, nil
+	}
+	header := p.SVSMImage.IDBlock()
+	a, err := header.Auth()
+	if err != nil {
+		return nil, nil, false, err
+	}
+	auth, err = a.Encode()
+	return header.Block(uint64(p.Spec.Policy)).Encode(), auth, a.AuthorKey != nil, err
 }
 
 func (p *Plan) signIDBlock(block *measure.IDBlock, rand io.Reader, bad *problems) *measure.IDAuth {

@@ -499,7 +499,10 @@ func igvmDir(t *testing.T, image []byte, lines ...string) (dir string, s *Spec) 
 	t.Helper()
 	dir = t.TempDir()
 	write(t, filepath.Join(dir, "a.igvm"), image)
-	text := "version: 1\nname: demo\nplatform: snp\nsvsm: {image: a.igvm}\n" + strings.Join(lines, "\n") + "\n"
+	if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "platform:") }) {
+		lines = append([]string{"platform: snp"}, lines...)
+	}
+	text := "version: 1\nname: demo\nsvsm: {image: a.igvm}\n" + strings.Join(lines, "\n") + "\n"
 	s, err := ReadSpec(write(t, filepath.Join(dir, "a.yaml"), []byte(text)), SpecFileOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -558,7 +561,7 @@ func TestResolveSVSMRefuses(t *testing.T) {
 		lines []string
 		want  string
 	}{
-		"not IGVM":    {[]byte("text"), nil, `a.yaml:4: svsm.image: `},
+		"not IGVM":    {[]byte("text"), nil, `a.yaml:3: svsm.image: `},
 		"I-21 policy": {testIGVM(t, measure.VMSAGPA, &svsmimg.GuestPolicy{Policy: 0xb0000, Mask: 1}), nil, "found guest policy 0xb0000 in the image, but 0x30000 in the spec; set policy: 0xb0000"},
 		"profile":     {testIGVM(t, measure.VMSAGPA), []string{"host_profile: kvm-direct"}, "host profile kvm-direct: found the VMSA at"},
 	} {

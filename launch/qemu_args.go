@@ -40,6 +40,9 @@ type QEMUOptions struct {
 	// HashesPage is the file with the page of [Plan.HashesPage], for a plan that
 	// has one. Empty: hashes.bin in Dir.
 	HashesPage string
+	// ImageFile says how QEMU opens a file of [Plan.ImageFiles]. Nil: the name, in
+	// Dir.
+	ImageFile func(name string) string
 	// TPM is the control socket of the vTPM, for platform sim. Empty: tpm.sock in
 	// Dir.
 	TPM string
@@ -76,6 +79,9 @@ func (p *Plan) QEMUCommand(o QEMUOptions) (*QEMUCommand, error) {
 		return value
 	}
 	o.HashesPage = in(o.HashesPage, "hashes.bin")
+	if o.ImageFile == nil {
+		o.ImageFile = func(name string) string { return filepath.Join(o.Dir, name) }
+	}
 	o.TPM = in(o.TPM, "tpm.sock")
 	if o.Monitor == "" {
 		o.Monitor = "socket,server=on,wait=off,path=" + commas(in("", "monitor.sock"))
@@ -233,6 +239,10 @@ func (b *qemuBuilder) boot() {
 	if p.Firmware != nil {
 		// Never pflash: its variable store is the host's, and not measured.
 		b.add("-bios", b.o.File(p.Firmware))
+	}
+	if bios, args := p.loaderArgs(b.o.ImageFile); bios != "" {
+		b.add("-bios", bios)
+		b.add(args...)
 	}
 	if p.SVSM != nil && b.spec.Platform == PlatformSNP {
 		b.json("-object", igvmObject{QOMType: "igvm-cfg", ID: "igvm0", File: b.o.File(p.SVSM)})

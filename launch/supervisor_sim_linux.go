@@ -107,16 +107,15 @@ func (p *simulation) measure(ctx context.Context) (string, error) {
 		Dir:           p.s.claim.dir,
 		GuestFeatures: spec.CPU.GuestFeatures,
 		BSPOnly:       spec.HostProfile == ProfileKVMBSP,
+		Image:         p.s.plan.imageLaunch(),
 		NoSVSM:        p.s.attack.GuestAtVMPL0,
 	})
 	if err != nil {
 		return "", err
 	}
-	params := snpsim.LaunchParams{
-		Policy:    uint64(spec.Policy),
-		IDBlock:   p.s.plan.IDBlock,
-		IDAuth:    p.s.plan.IDAuth,
-		AuthorKey: p.s.plan.AuthorKey,
+	params := snpsim.LaunchParams{Policy: uint64(spec.Policy)}
+	if params.IDBlock, params.IDAuth, params.AuthorKey, err = p.s.plan.launchIDBlock(); err != nil {
+		return "", err
 	}
 	copy(params.HostData[:], spec.HostData)
 	if err := p.sp.Launch(seq, params); err != nil {
@@ -125,7 +124,7 @@ func (p *simulation) measure(ctx context.Context) (string, error) {
 	measured, _ := p.sp.Measurement()
 	digest := measured.String()
 	p.s.update(func(r *Record) { r.LaunchDigest = digest })
-	return "launch digest " + digest[:16] + "...", nil
+	return "launch digest " + digest[:16] + "..." + p.s.plan.measured(), nil
 }
 
 // vtpm makes the EK, and binds it to the launch.
@@ -136,7 +135,7 @@ func (p *simulation) vtpm(ctx context.Context) (string, error) {
 	if err := p.svsm.Provision(ctx, p.sp); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("fresh EK, SHA-256 %.8x...", sha256.Sum256(p.svsm.EKPublic())), nil
+	return fmt.Sprintf("fresh EK, SHA-256 %.8x...%s", sha256.Sum256(p.svsm.EKPublic()), p.s.plan.standsFor()), nil
 }
 
 // trust accepts the simulated root and the simulated chip of this machine.

@@ -23,7 +23,7 @@ func (s *supervisor) start(ctx context.Context) (string, error) {
 		return "", err
 	}
 	go s.watchEvents()
-	return message, s.plan.readBack(ctx, s.monitor(), s.vm.opened())
+	return message + s.plan.runs(), s.plan.readBack(ctx, s.monitor(), s.vm.opened())
 }
 
 // cont runs the first instruction.

@@ -141,6 +141,35 @@ func TestE2EReadSequence(t *testing.T) {
 			t.Error("swapped firmware has the same launch digest")
 		}
 	})
+	t.Run("firmware out of an IGVM file", func(t *testing.T) {
+		l := launchOf(t, wrapped(t, readFirmware(t, debianOVMF)))
+		digest := func(firmware string) measure.Digest {
+			t.Helper()
+			v := startQEMU(t, "-bios", firmware, "-cpu", "EPYC-v4", "-smp", "2")
+			seq, err := ReadSequence(context.Background(), v, ReadOptions{Dir: v.dir, Image: l})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return digestOf(t, seq)
+		}
+		want, err := l.Sequence(2, signature(t, "EPYC-v4"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Steps = append(want.Steps, SVSMStep())
+		if got := digest(debianOVMF); got != digestOf(t, want) {
+			t.Errorf("QEMU holds %s, the image gives %s", got, digestOf(t, want))
+		}
+		image := readFirmware(t, debianOVMF)
+		image[0] ^= 1
+		swapped := filepath.Join(shortDir(t), "swapped.fd")
+		if err := os.WriteFile(swapped, image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if digest(swapped) == digestOf(t, want) {
+			t.Error("swapped firmware has the same launch digest")
+		}
+	})
 	t.Run("boot vCPU starts elsewhere", func(t *testing.T) {
 		readFirmware(t, debianOVMF)
 		digest := func(args ...string) measure.Digest {

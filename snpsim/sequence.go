@@ -50,8 +50,12 @@ type ReadOptions struct {
 	// kvm-bsp do.
 	BSPOnly bool
 
-	// NoSVSM leaves the simulated SVSM out, for demonstrations of a host that
-	// does: see [Attack]. A launch never sets it.
+	// Image is the IGVM file that what QEMU holds was taken out of. Nil: QEMU was
+	// given firmware alone. GuestFeatures and BSPOnly are not looked at with one.
+	Image *ImageLaunch
+
+	// NoSVSM leaves the simulated SVSM out, and the image's: for demonstrations of a
+	// host that does: see [Attack]. A launch never sets it.
 	NoSVSM bool
 }
 
@@ -65,7 +69,8 @@ const (
 // QEMU holds stopped before its first instruction: what lies in guest memory and
 // in the vCPUs, and not what the files were that it came from. The firmware is
 // found in QEMU's memory map and read; its metadata says what else is launched;
-// the kernel hashes are those in guest memory, a page of zeros meaning none.
+// the kernel hashes are those in guest memory, a page of zeros meaning none. Of an
+// IGVM file, the headers say what is launched: see [ImageLaunch].
 //
 // Memory that no step covers is not looked at: on hardware the guest could not
 // read what a host puts there.
@@ -92,15 +97,31 @@ func (r *reader) sequence() (*measure.Sequence, error) {
 	if err != nil {
 		return nil, err
 	}
+	cpus, err := r.cpus()
+	if err != nil {
+		return nil, err
+	}
+	seq, err := r.launch(gpa, size, cpus)
+	if err != nil {
+		return nil, err
+	}
+	// Whoever else has a monitor could have let it run meanwhile.
+	if err := r.checkStopped(); err != nil {
+		return nil, err
+	}
+	return seq, seq.Validate()
+}
+
+// launch is the launch of what QEMU holds, its firmware at gpa.
+func (r *reader) launch(gpa, size uint64, cpus []registers) (*measure.Sequence, error) {
+	if r.o.Image != nil {
+		return r.image(size, cpus)
+	}
 	firmware, err := r.memory(gpa, size)
 	if err != nil {
 		return nil, err
 	}
 	img, err := ovmf.Parse(firmware)
-	if err != nil {
-		return nil, err
-	}
-	cpus, err := r.cpus()
 	if err != nil {
 		return nil, err
 	}
@@ -122,11 +143,7 @@ func (r *reader) sequence() (*measure.Sequence, error) {
 	if !r.o.NoSVSM {
 		seq.Steps = append(seq.Steps, SVSMStep())
 	}
-	// Whoever else has a monitor could have let it run meanwhile.
-	if err := r.checkStopped(); err != nil {
-		return nil, err
-	}
-	return seq, seq.Validate()
+	return seq, nil
 }
 
 // checkStopped refuses a VM that has run.

@@ -51,7 +51,7 @@ func (r *Recipe) wrap(firmware []byte) (*File, error) {
 	taken := b.firmwareParameters(meta, mask)
 	if mask&maskNative != 0 {
 		n := min(lowAlias, len(firmware))
-		b.pages(1<<20-uint64(n), maskNative, firmware[len(firmware)-n:])
+		b.pages(top1M-uint64(n), maskNative, firmware[len(firmware)-n:])
 	}
 	b.hobAreas(meta, mask, img, taken)
 	if mask&maskSNP != 0 {

@@ -1,6 +1,7 @@
 package svsmimg
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -14,8 +15,13 @@ type Extracted struct {
 	// Firmware is the OVMF image in the file: the pages that end at 4 GiB.
 	Firmware []byte
 
-	// Pages are the other pages of the file that hold something, in ascending order
-	// of address, neighbours joined. Pages of zeros are left out.
+	// SVSM says that the file starts something else than its firmware. That is an
+	// SVSM, which a machine without VMPLs has no place for.
+	SVSM bool
+
+	// Pages are the other pages of a file without an SVSM that hold something, in
+	// ascending order of address, neighbours joined. Pages of zeros are left out, and
+	// so is the firmware's end below 1 MiB, where QEMU shows it by itself.
 	Pages []LoaderPages
 }
 
@@ -60,12 +66,17 @@ func (f *File) Extract() (*Extracted, error) {
 	e := &Extracted{Firmware: firmware}
 	size := uint64(len(firmware))
 	base, limit := top4G-size, f.maxExtract()
+	if entry, ok := f.entry(mask); ok && (entry < base || entry >= top4G) {
+		e.SVSM = true
+		return e, nil
+	}
 	var pages []*PageData
 	for _, h := range f.Headers {
 		p, ok := h.(*PageData)
 		switch {
 		case !ok || p.Mask&mask == 0 || p.Kind != DataNormal || p.Data.Size == 0:
 		case p.GPA >= base && p.GPA < top4G:
+		case f.isLowAlias(p, firmware):
 		default:
 			pages = append(pages, p)
 			if size += p.Bytes(); size > limit {
@@ -82,6 +93,16 @@ func (f *File) Extract() (*Extracted, error) {
 		e.Pages = append(e.Pages, LoaderPages{GPA: p.GPA, Data: slices.Clone(f.Bytes(p.Data))})
 	}
 	return e, nil
+}
+
+// isLowAlias reports whether a page is the firmware's, seen below 1 MiB.
+func (f *File) isLowAlias(p *PageData, firmware []byte) bool {
+	n := uint64(min(len(firmware), lowAlias))
+	if p.GPA < top1M-n || p.GPA+p.Bytes() > top1M {
+		return false
+	}
+	at := uint64(len(firmware)) - (top1M - p.GPA)
+	return bytes.Equal(f.Bytes(p.Data), firmware[at:at+p.Bytes()])
 }
 
 func (f *File) maxExtract() uint64 { return uint64(len(f.Data)) + maxExpansion }

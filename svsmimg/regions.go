@@ -12,6 +12,7 @@ import (
 const (
 	bldrBase       = 0x10000
 	filesystemBase = 0x800000
+	top1M          = 1 << 20
 	top4G          = 1 << 32
 )
 

@@ -16,7 +16,7 @@ func explainSVSM(ctx context.Context, l *launchInput, digest []byte) (*explain.R
 	if len(digest) != measure.DigestSize {
 		return nil, fmt.Errorf("digest: found %d bytes, expected %d", len(digest), measure.DigestSize)
 	}
-	image, expected := l.plan.SVSMImage, svsmimg.Profile(l.plan.HostProfile)
+	expected := svsmimg.Profile(l.plan.HostProfile)
 	signatures := []explain.Signature{{Name: l.CPUModel, Value: l.Options.CPUSignature}}
 	for _, m := range measure.CPUModels() {
 		signatures = append(signatures, explain.Signature{Name: m.Name, Value: m.Signature()})
@@ -38,7 +38,7 @@ func explainSVSM(ctx context.Context, l *launchInput, digest []byte) (*explain.R
 					continue // the file's VMSAs say it
 				}
 				var err error
-				if v.Sequence, err = image.Sequence(o); err != nil {
+				if v.Sequence, err = l.plan.SVSMSequence(o); err != nil {
 					continue // no launch on such a host
 				}
 				differ := func(field, expected, found, text string) {

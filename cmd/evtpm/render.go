@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"path/filepath"
 
@@ -28,9 +29,7 @@ func renderQEMUCommand(u *ui) *cli.Command {
 		Description: "The command starts the VM stopped before its first instruction; monitor.sock answers to QMP.\n" +
 			"evtpm launch gives QEMU sealed copies of the files and sockets of its own instead of the paths.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "dir", Value: ".", Usage: "folder `DIR` for sockets and the kernel hashes page"},
-			&cli.BoolFlag{Name: "write", Usage: "write the kernel hashes page of platform sim to DIR/hashes.bin"},
-			frozenFlag(), specOwnerFlag(), outputFlag(),
+			renderDirFlag(), renderWriteFlag(), frozenFlag(), specOwnerFlag(), outputFlag(),
 		},
 		Action: func(c *cli.Context) error {
 			path, err := oneArg(c, "a spec")
@@ -54,7 +53,7 @@ func renderQEMUCommand(u *ui) *cli.Command {
 			if err != nil {
 				return err
 			}
-			if err := u.hashesPage(plan, filepath.Join(dir, "hashes.bin"), c.Bool("write")); err != nil {
+			if err := u.simFiles(plan, dir, c.Bool("write")); err != nil {
 				return err
 			}
 			if asJSON {
@@ -69,19 +68,41 @@ func renderQEMUCommand(u *ui) *cli.Command {
 	}
 }
 
-// hashesPage writes the page that a rendered command line loads, or says that it
-// is missing.
-func (u *ui) hashesPage(plan *launch.Plan, path string, write bool) error {
+func renderDirFlag() cli.Flag {
+	return &cli.StringFlag{Name: "dir", Value: ".", Usage: "folder `DIR` for sockets, and for files that platform sim alone loads"}
+}
+
+func renderWriteFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "write", Usage: "write these files to DIR: the kernel hashes page (hashes.bin), what QEMU runs of an SVSM image (firmware.fd)"}
+}
+
+// simFiles writes the files that a rendered command line of platform sim loads, or
+// says that they are missing.
+func (u *ui) simFiles(plan *launch.Plan, dir string, write bool) error {
 	gpa, page, err := plan.HashesPage()
-	if err != nil || page == nil {
+	if err != nil {
 		return err
 	}
-	if !write {
-		u.say("evtpm: %s must hold the kernel hashes page for %#x; --write makes it", path, gpa)
-		return nil
+	file := func(name, what string, data []byte) error {
+		path := filepath.Join(dir, name)
+		if !write {
+			u.say("evtpm: %s must hold %s; --write makes it", path, what)
+			return nil
+		}
+		return writeWhole(path, func(w io.Writer) error {
+			_, err := w.Write(data)
+			return err
+		})
 	}
-	return writeWhole(path, func(w io.Writer) error {
-		_, err := w.Write(page)
-		return err
-	})
+	if page != nil {
+		if err := file("hashes.bin", fmt.Sprintf("the kernel hashes page for %#x", gpa), page); err != nil {
+			return err
+		}
+	}
+	for _, f := range plan.ImageFiles() {
+		if err := file(f.Name, fmt.Sprintf("what the SVSM image has at %#x", f.GPA), f.Data); err != nil {
+			return err
+		}
+	}
+	return nil
 }

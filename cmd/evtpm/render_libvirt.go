@@ -16,9 +16,7 @@ func renderLibvirtCommand(u *ui) *cli.Command {
 		Description: "The domain names the files by their paths: what libvirt starts is what lies there then. On\n" +
 			"platform sim it expects the vTPM and the simulated SVSM behind the sockets that it names.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "dir", Value: ".", Usage: "folder `DIR` for sockets and the kernel hashes page"},
-			&cli.BoolFlag{Name: "write", Usage: "write the kernel hashes page of platform sim to DIR/hashes.bin"},
-			frozenFlag(), specOwnerFlag(),
+			renderDirFlag(), renderWriteFlag(), frozenFlag(), specOwnerFlag(),
 		},
 		Action: func(c *cli.Context) error {
 			path, err := oneArg(c, "a spec")
@@ -38,7 +36,7 @@ func renderLibvirtCommand(u *ui) *cli.Command {
 			if err != nil {
 				return err
 			}
-			if err := u.hashesPage(plan, filepath.Join(dir, "hashes.bin"), c.Bool("write")); err != nil {
+			if err := u.simFiles(plan, dir, c.Bool("write")); err != nil {
 				return err
 			}
 			_, err = u.out.Write(domain)
