@@ -3,6 +3,7 @@ package measure
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -66,10 +67,21 @@ func CPUSignature(model string) (uint32, error) {
 	if model == "host" || model == "max" {
 		return 0, fmt.Errorf("CPU model %q: its signature is that of the host's own processor; give it as a number", model)
 	}
+	if slices.ContainsFunc(otherModels, func(prefix string) bool { return strings.HasPrefix(model, prefix) }) {
+		return 0, fmt.Errorf("CPU model %q: not an AMD model with SEV; should QEMU start a VM with it, give its signature as a number", clip(model))
+	}
 	nearest := slices.MinFunc(models, func(a, b CPUModel) int {
 		return editDistance(model, a.Name) - editDistance(model, b.Name)
 	})
-	return 0, fmt.Errorf("CPU model %q: not an AMD model of QEMU 11.1; the nearest is %q (QEMU: unable to find CPU model %[1]q)", clip(model), nearest.Name)
+	return 0, fmt.Errorf("CPU model %q: not an AMD model of QEMU 11.1; the nearest is %q (QEMU: unable to find CPU model '%s')", clip(model), nearest.Name, strings.Trim(strconv.Quote(clip(model)), `"`))
+}
+
+// otherModels are the names, or how they start, of QEMU's models of other
+// processors (qemu-system-x86_64 -cpu help).
+var otherModels = []string{
+	"486", "Broadwell", "Cascadelake-", "ClearwaterForest", "Conroe", "Cooperlake", "Denverton", "DiamondRapids", "GraniteRapids", "Haswell",
+	"Icelake-", "IvyBridge", "KnightsMill", "Nehalem", "Opteron_G", "Penryn", "SandyBridge", "SapphireRapids", "SierraForest", "Skylake-", "Snowridge",
+	"Westmere", "YongFeng", "athlon", "core2duo", "coreduo", "kvm32", "kvm64", "n270", "pentium", "phenom", "qemu32", "qemu64",
 }
 
 // SignatureOf packs family, model and stepping as CPUID 1.EAX does (AMD APM

@@ -164,7 +164,7 @@ func (u *ui) idblockCreate(c *cli.Context) error {
 		return errors.New("idblock create: expected --digest or --golden")
 	}
 	var auth *measure.IDAuth
-	if c.String("id-key") != "" {
+	if c.IsSet("id-key") {
 		if auth, err = signWithKeys(c, block); err != nil {
 			return err
 		}
@@ -266,8 +266,8 @@ func signWithKeys(c *cli.Context, block *measure.IDBlock) (*measure.IDAuth, erro
 		return nil, err
 	}
 	o := measure.SignOptions{IDKey: id}
-	if name := c.String("author-key"); name != "" {
-		author, err := readPrivateKey(name)
+	if c.IsSet("author-key") {
+		author, err := readPrivateKey(c.String("author-key"))
 		if err != nil {
 			return nil, err
 		}
@@ -277,6 +277,9 @@ func signWithKeys(c *cli.Context, block *measure.IDBlock) (*measure.IDAuth, erro
 }
 
 func readPrivateKey(name string) (*ecdsa.PrivateKey, error) {
+	if name == "" {
+		return nil, errors.New("a key's file: found an empty name") // as of a variable that is not set
+	}
 	data, err := inputfile.Read(name, inputfile.MaxDocument)
 	if err != nil {
 		return nil, err
