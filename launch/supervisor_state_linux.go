@@ -126,7 +126,7 @@ func (s *supervisor) failed(p Phase, err error) error {
 	var timeout *timeoutError
 	var coded interface{ ExitCode() int }
 	switch {
-	case errors.As(err, &timeout):
+	case errors.As(err, &timeout), errors.Is(err, context.DeadlineExceeded):
 		class = attest.ClassTimeout
 	case errors.As(err, &coded) && coded.ExitCode() > 0:
 		class = attest.Class(coded.ExitCode())
