@@ -71,11 +71,17 @@ func (v *libvirtVM) start(ctx context.Context, tpm string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	domain, err := v.render(tpm)
+	domain, err := v.render(place, tpm)
 	if err != nil {
 		return "", err
 	}
 	if err := v.follow(ctx); err != nil {
+		return "", err
+	}
+	// Should this process and libvirt be killed together, what cleans up after
+	// them finds the domain's QEMU by this.
+	v.s.update(func(r *Record) { r.Domain = v.id() })
+	if err := v.s.write(); err != nil {
 		return "", err
 	}
 	v.asked = true
@@ -121,7 +127,7 @@ func (v *libvirtVM) connect(ctx context.Context, place libvirtPlace) (version st
 		})
 	}
 	if err != nil {
-		return "", place.unreachable(spec.Libvirt.URI, err)
+		return "", place.refused(spec.Libvirt.URI, err)
 	}
 	version = libvirtVersion(number)
 	if oldest := oldestLibvirt(spec.Platform); number < oldest {
@@ -146,7 +152,7 @@ func libvirtVersion(n uint64) string {
 }
 
 // render makes the domain, and what its QEMU will connect to.
-func (v *libvirtVM) render(tpm string) ([]byte, error) {
+func (v *libvirtVM) render(place libvirtPlace, tpm string) ([]byte, error) {
 	s := v.s
 	// QEMU opens the sealed copies through this process: it runs as the same
 	// user.
@@ -157,6 +163,9 @@ func (v *libvirtVM) render(tpm string) ([]byte, error) {
 			v.inputs[in.Name] = path(in.File)
 			return v.inputs[in.Name]
 		},
+	}
+	if !place.session {
+		o.User = fmt.Sprintf("+%d:+%d", os.Geteuid(), os.Getegid())
 	}
 	var err error
 	if s.plan.Spec.Console == ConsoleLog {
@@ -284,7 +293,7 @@ func (v *libvirtVM) watch() {
 	case <-v.exited:
 		v.awaitReason()
 	case <-v.conn.ended():
-		v.s.cancel(errLibvirtGone)
+		v.s.cancel(v.conn.gone())
 		return
 	}
 	err, clean := errVMEnded, v.s.hasShutDown()
@@ -373,7 +382,9 @@ func (v *libvirtVM) end() {
 	}
 	v.conn.close() // and with it the domain, if it is still there
 	if v.asked && v.process == nil {
-		v.searchProcess()
+		if p, ok := findArg("qemu", v.id()); ok {
+			v.adopt(p)
+		}
 	}
 	if v.process != nil {
 		// A libvirt that does not answer destroys nothing.
@@ -383,24 +394,5 @@ func (v *libvirtVM) end() {
 	}
 	for _, f := range v.made {
 		f.Close()
-	}
-}
-
-// searchProcess looks for the QEMU of a start whose outcome is not known, by the
-// UUID in its command line.
-func (v *libvirtVM) searchProcess() {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		var pid int
-		if _, err := fmt.Sscan(e.Name(), &pid); err != nil {
-			continue
-		}
-		if p, err := process("qemu", pid); err == nil && p.hasArg(v.id()) {
-			v.adopt(p)
-			return
-		}
 	}
 }

@@ -74,8 +74,8 @@ func (c *libvirtConn) callWithin(ctx context.Context, what string, do func(*libv
 	select {
 	case err = <-done:
 	case <-ctx.Done():
-		c.close()
 		err = context.Cause(ctx)
+		c.conn.end(err)
 	case <-c.conn.ended:
 		// The answer may have come together with the end.
 		select {
@@ -91,12 +91,21 @@ func (c *libvirtConn) callWithin(ctx context.Context, what string, do func(*libv
 	switch {
 	case errors.As(err, &refused), ctx.Err() != nil && errors.Is(err, context.Cause(ctx)):
 	case errors.Is(err, libvirt.ErrInterrupted), errors.Is(err, syscall.EINVAL), errors.Is(err, errLibvirtGone):
-		err = errLibvirtGone
-		if why := c.conn.why(); why != nil {
-			err = fmt.Errorf("%w: %w", errLibvirtGone, why)
-		}
+		err = c.gone()
 	}
 	return fmt.Errorf("libvirt: %s: %w", what, err)
+}
+
+// gone says why the connection has ended.
+func (c *libvirtConn) gone() error {
+	switch why := c.conn.why(); {
+	case why == nil:
+		return errLibvirtGone
+	case errors.Is(why, context.DeadlineExceeded):
+		return why // an earlier call's
+	default:
+		return fmt.Errorf("%w: %w", errLibvirtGone, why)
+	}
 }
 
 // ended is closed when the connection has ended.
@@ -163,7 +172,7 @@ func (c *rpcConn) end(why error) {
 	})
 }
 
-// why says what was wrong with the peer; nil for a plain end.
+// why says what was wrong; nil for a plain end.
 func (c *rpcConn) why() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

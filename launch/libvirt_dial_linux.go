@@ -151,11 +151,12 @@ func sessionDaemon(lookPath func(string) (string, error)) (string, error) {
 	return "", errors.New("neither virtqemud nor libvirtd is installed; on Debian: apt install libvirt-daemon libvirt-daemon-driver-qemu")
 }
 
-// unreachable says that no libvirt answers, and what to do.
-func (p libvirtPlace) unreachable(uri string, err error) error {
-	class := attest.ClassHostNotCapable
-	if errors.Is(err, context.DeadlineExceeded) {
-		class = attest.ClassTimeout
+// refused says that there is no libvirt, or that it wants nothing of this user,
+// and what to do. One that falls silent or ends is another matter.
+func (p libvirtPlace) refused(uri string, err error) error {
+	err = fmt.Errorf("libvirt at %s: %w; see whether this works: virsh -c %[1]s version", uri, err)
+	if errors.Is(err, errLibvirtGone) || errors.Is(err, context.DeadlineExceeded) {
+		return err
 	}
-	return &classedError{class: class, err: fmt.Errorf("libvirt at %s: %w; see whether this works: virsh -c %[1]s version", uri, err)}
+	return &classedError{class: attest.ClassHostNotCapable, err: err}
 }

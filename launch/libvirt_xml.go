@@ -33,6 +33,9 @@ type LibvirtOptions struct {
 	Console string
 	// UUID of the domain. Empty: libvirt makes one.
 	UUID string
+	// User is who QEMU runs as, "+1000:+1000", with files and sockets left as they
+	// are. Empty: as libvirt is configured.
+	User string
 }
 
 // LibvirtDomain returns the XML of a libvirt domain that is the same VM as
@@ -71,6 +74,7 @@ type domain struct {
 	OnReboot      string             `xml:"on_reboot"`
 	OnCrash       string             `xml:"on_crash"`
 	Devices       domainDevices      `xml:"devices"`
+	Label         *domainLabel       `xml:"seclabel"`
 	Security      *domainSecurity    `xml:"launchSecurity"`
 	Commandline   *domainCommandline `xml:"qemu:commandline"`
 }
@@ -319,6 +323,13 @@ type domainSecurity struct {
 	HostData        string `xml:"hostData,omitempty"`
 }
 
+type domainLabel struct {
+	Type    string `xml:"type,attr"`
+	Model   string `xml:"model,attr"`
+	Relabel string `xml:"relabel,attr"`
+	Label   string `xml:"label"`
+}
+
 type domainCommandline struct {
 	Args []domainArg `xml:"qemu:arg"`
 }
@@ -360,6 +371,9 @@ func (p *Plan) libvirtDomain(o LibvirtOptions) (*domain, error) {
 		// A reset makes another vTPM: what was attested would be gone.
 		OnReboot: "destroy",
 		OnCrash:  "destroy",
+	}
+	if o.User != "" {
+		d.Label = &domainLabel{Type: "static", Model: "dac", Relabel: "no", Label: o.User}
 	}
 	if s.CPU.Model == "host" {
 		d.CPU = domainCPU{Mode: "host-passthrough", Check: "none"}

@@ -33,8 +33,10 @@ type Record struct {
 	Updated time.Time `json:"updated"`
 
 	Supervisor Process `json:"supervisor"`
-	// Processes are the supervisor's children.
+	// Processes are the supervisor's children, and a domain's QEMU.
 	Processes []Process `json:"processes,omitempty"`
+	// Domain is the UUID of the machine's domain, for backend libvirt.
+	Domain string `json:"domain,omitempty"`
 
 	// Boots counts the guest's boots: more than one after a reset.
 	Boots int `json:"boots,omitempty"`

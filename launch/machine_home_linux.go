@@ -329,6 +329,12 @@ func cleanClaim(c *claim) error {
 		for _, p := range r.Processes {
 			errs = append(errs, p.kill(killWait))
 		}
+		if r.Domain != "" {
+			// Its QEMU ends with the supervisor by libvirt's doing.
+			if p, ok := findArg("qemu", r.Domain); ok {
+				errs = append(errs, p.kill(killWait))
+			}
+		}
 	}
 	return errors.Join(append(errs, c.clear())...)
 }

@@ -113,6 +113,24 @@ func (p Process) hasArg(arg string) bool {
 	return false
 }
 
+// findArg finds a process that has an argument in its command line.
+func findArg(name, arg string) (Process, bool) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return Process{}, false
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if p, err := process(name, pid); err == nil && p.hasArg(arg) {
+			return p, true
+		}
+	}
+	return Process{}, false
+}
+
 // wait returns when the process has ended.
 func (p Process) wait() {
 	fd, err := unix.PidfdOpen(p.PID, 0)

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -51,4 +53,68 @@ func TestE2ELibvirtLaunch(t *testing.T) {
 	}
 	l.evtpm("rm", "m")
 	l.nothingLeft(t)
+}
+
+// TestE2ELibvirtLoses: what ends a machine that runs and was trusted, and what
+// does not. EVTPM_FAULTS=all does everything, otherwise it is the first.
+func TestE2ELibvirtLoses(t *testing.T) {
+	cases := []struct {
+		name, what string
+		state      string // afterwards
+		says       string
+	}{
+		{"daemon silent", "stop-libvirtd", "trusted", "trusted"},
+		{"daemon killed", "kill-libvirtd", "failed", "the connection to libvirt has ended"},
+		{"destroyed", "destroy", "stopped", "QEMU was told to end by someone else"},
+		{"reset", "reset", "stopped", "the guest was reset, and its vTPM is gone"},
+		{"QEMU killed", "kill-qemu", "failed", "the VM ended"},
+		{"vTPM killed", "kill-swtpm", "failed", "the vTPM's process (swtpm) ended"},
+		{"supervisor killed", "kill-supervisor", "dead", "its supervisor was killed"},
+	}
+	if !allFaults() {
+		cases = cases[:1]
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			l := bootLibvirtRig(t, e2eFirmware, "kernel_hashes: off")
+			if code, said := l.evtpm("launch", l.spec); code != 0 {
+				t.Fatalf("exit code %d:\n%s", code, said)
+			}
+			began := time.Now()
+			switch c.what {
+			case "reset":
+				l.virsh(t, "qemu-monitor-command", "m", `{"execute":"system_reset"}`)
+			default:
+				l.inflict(t, c.what)
+			}
+			said := ""
+			for deadline := time.Now().Add(endWait); ; time.Sleep(50 * time.Millisecond) {
+				if _, said = l.evtpm("ps"); strings.Contains(said, c.state) && strings.Contains(said, c.says) || time.Now().After(deadline) {
+					break
+				}
+			}
+			if !strings.Contains(said, c.state) || !strings.Contains(said, c.says) {
+				t.Errorf("found %s, expected %s, with %q", said, c.state, c.says)
+			}
+			if code, said := l.evtpm("stop", "m"); code != 0 && c.state == "trusted" {
+				t.Errorf("stop: exit code %d: %s", code, said)
+			}
+			report("libvirt run      %-26s %-9s %6.2fs", c.what, c.state, time.Since(began).Seconds())
+			switch c.what {
+			case "stop-libvirtd":
+				_ = l.daemon.Process.Signal(syscall.SIGCONT)
+			case "kill-libvirtd":
+				_ = l.daemon.Wait()
+				os.Remove(l.daemonSocket())
+				l.startDaemon(t)
+			}
+			if left := l.left(endWait); len(left) > 0 {
+				t.Errorf("processes are left: %v", left)
+			}
+			if code, said := l.evtpm("rm", "m"); code != 0 {
+				t.Errorf("rm: exit code %d: %s", code, said)
+			}
+			l.nothingLeft(t)
+		})
+	}
 }
