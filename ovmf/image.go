@@ -127,8 +127,14 @@ func Scan(r io.ReaderAt, size int64) (*Image, error) {
 
 // readTable reads the table and what it leads to.
 func (img *Image) readTable(r io.ReaderAt) error {
-	n := min(int64(img.Size), tailBytes)
+	// One page holds any table that exists; the longest possible one is read when
+	// the footer says so.
+	n := min(int64(img.Size), measure.PageSize)
 	tail, err := readAt(r, int64(img.Size)-n, n)
+	if err == nil && tableLength(tail) > len(tail)-tableEnd && n < int64(img.Size) {
+		n = min(int64(img.Size), tailBytes)
+		tail, err = readAt(r, int64(img.Size)-n, n)
+	}
 	if err != nil {
 		return err
 	}

@@ -327,6 +327,26 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// TestLongTable: a table that is longer than a page is read whole.
+func TestLongTable(t *testing.T) {
+	i := ovmftest.AmdSev()
+	i.Metadata = nil
+	i.Entries = []ovmftest.Entry{i.Entries[3], {GUID: "00112233-4455-6677-8899-aabbccddeeff", Data: bytes.Repeat([]byte{7}, 9000)}}
+	data := ovmftest.Build(i)
+	for name, parse := range map[string]func() (*ovmf.Image, error){
+		"Parse": func() (*ovmf.Image, error) { return ovmf.Parse(data) },
+		"Scan":  func() (*ovmf.Image, error) { return ovmf.Scan(bytes.NewReader(data), int64(len(data))) },
+	} {
+		img, err := parse()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if len(img.Table) != 2 || img.ResetEIP == nil || !bytes.Equal(img.Table[1].Data, i.Entries[1].Data) {
+			t.Errorf("%s: found %d entries, reset vector %v", name, len(img.Table), img.ResetEIP)
+		}
+	}
+}
+
 // TestPrecomputed: the JSON form gives the digest that the image gives.
 func TestPrecomputed(t *testing.T) {
 	img, err := ovmf.Parse(ovmftest.Build(ovmftest.AmdSev()))

@@ -65,6 +65,15 @@ var ErrNoTable = errors.New("firmware has no table of GUIDs at its end: not an O
 // tailBytes are enough of an image's end to hold any table.
 const tailBytes = tableEnd + maxTableBytes
 
+// tableLength is the length that the footer gives the table; 0 without footer.
+func tableLength(data []byte) int {
+	end := len(data) - tableEnd
+	if end < entryTrailer || measure.GUID(data[end-entryGUID:end]) != guidFooter {
+		return 0
+	}
+	return int(binary.LittleEndian.Uint16(data[end-entryTrailer:]))
+}
+
 // parseTable reads the table from the end of an image, which lies at offset in
 // it. Entries are returned in the order of the image. QEMU stops quietly at the
 // first entry that makes no sense; a table that would be read in part is an error
@@ -77,7 +86,7 @@ func parseTable(data []byte, offset int64) ([]Entry, error) {
 	if measure.GUID(data[end-entryGUID:end]) != guidFooter {
 		return nil, ErrNoTable
 	}
-	total := int(binary.LittleEndian.Uint16(data[end-entryTrailer:]))
+	total := tableLength(data)
 	if total < entryTrailer || total > end {
 		return nil, fmt.Errorf("firmware table: found length %d, expected %d to %d", total, entryTrailer, min(end, maxTableBytes))
 	}

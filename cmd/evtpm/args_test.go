@@ -38,3 +38,22 @@ func TestFlagsFirst(t *testing.T) {
 		}
 	}
 }
+
+// TestCommands: a command that is made alone is the one that was asked for.
+func TestCommands(t *testing.T) {
+	u := &ui{}
+	for _, m := range commandMakers {
+		if name := m.make(u).Name; name != m.name {
+			t.Errorf("%s: found the command %q", m.name, name)
+		}
+	}
+	all := len(commands(u, nil))
+	for line, want := range map[string]int{
+		"evtpm measure spec.yaml": 1, "evtpm -q measure": 1, "evtpm ovmf inspect measure": 1, "evtpm": all, "evtpm --help": all,
+		"evtpm help measure": all, "evtpm man": all, "evtpm completion fish": all, "evtpm launch measure": all, "evtpm unknown measure": all,
+	} {
+		if n := len(commands(u, strings.Fields(line))); n != want {
+			t.Errorf("%s: found %d commands, expected %d", line, n, want)
+		}
+	}
+}

@@ -86,7 +86,7 @@ func (b *bench) runWith(stdin []byte, line string) (stdout, stderr string, code 
 		}
 		return ""
 	}}
-	app := newApp(u)
+	app := newApp(u, nil)
 	err := app.RunContext(b.t.Context(), flagsFirst(app, args))
 	if _, silent := err.(errSilent); err != nil && !silent {
 		u.fail(err)

@@ -30,7 +30,7 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	u := newUI()
-	app := newApp(u)
+	app := newApp(u, os.Args)
 	err := app.RunContext(ctx, flagsFirst(app, os.Args))
 	var silent errSilent
 	if err != nil && !errors.As(err, &silent) {
@@ -42,7 +42,9 @@ func run() int {
 	return exitCode(err)
 }
 
-func newApp(u *ui) *cli.App {
+// newApp makes the program's commands; args, the program's name first, may name
+// one that is enough.
+func newApp(u *ui, args []string) *cli.App {
 	app := &cli.App{
 		Name:                 "evtpm",
 		Usage:                "launch, measure and attest confidential VMs with ephemeral vTPMs",
@@ -54,7 +56,7 @@ func newApp(u *ui) *cli.App {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print nothing for people; the exit code says it all", Destination: &u.quiet},
 		},
-		Commands: commands(u),
+		Commands: commands(u, args),
 		// The library would exit by itself, and explain usage on stdout.
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return err },

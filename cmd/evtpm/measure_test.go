@@ -17,8 +17,9 @@ func runEvtpm(t testing.TB, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, errOut bytes.Buffer
 	u := &ui{in: strings.NewReader(""), out: &out, err: &errOut, getenv: func(string) string { return "" }}
-	app := newApp(u)
-	err = app.RunContext(context.Background(), flagsFirst(app, append([]string{"evtpm"}, args...)))
+	args = append([]string{"evtpm"}, args...)
+	app := newApp(u, args)
+	err = app.RunContext(context.Background(), flagsFirst(app, args))
 	return out.String(), errOut.String(), err
 }
 
