@@ -157,7 +157,7 @@ func (f field) schema(t reflect.Type) *schema {
 		case "path":
 			s.MinLength, s.MaxLength = 1, maxPath
 		case "interface":
-			s.Pattern = interfaceName.String()
+			s.Pattern = interfacePattern
 		case "program":
 			s.MinLength = 1
 		}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/evtpm/evtpm/measure"
@@ -104,9 +105,12 @@ func (p *problems) value(f field, v reflect.Value, path string) {
 	}
 }
 
+// Names, compiled when a spec is read.
+const interfacePattern = `^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`
+
 var (
-	interfaceName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`)
-	programName   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.+-]*$`)
+	interfaceName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(interfacePattern) })
+	programName   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.+-]*$`) })
 )
 
 func (p *problems) text(f field, x, path string) {
@@ -137,9 +141,9 @@ func (p *problems) text(f field, x, path string) {
 		}
 	case kind == "path" && (x == "" || len(x) > maxPath):
 		p.add(path, "found a path of %d characters, expected 1 to %d", len(x), maxPath)
-	case kind == "interface" && !interfaceName.MatchString(x):
+	case kind == "interface" && !interfaceName().MatchString(x):
 		p.add(path, "found %q, expected the name of a network interface: at most 15 letters, digits, dots, hyphens and underscores", clip(x))
-	case kind == "program" && !programName.MatchString(x) && !filepath.IsAbs(x):
+	case kind == "program" && !programName().MatchString(x) && !filepath.IsAbs(x):
 		p.add(path, "found %q, expected a program's name, or an absolute path", clip(x))
 	}
 }

@@ -33,9 +33,10 @@ func FoldReader(r io.ReaderAt, size int64, gpa uint64) (Digest, error) {
 	var wg sync.WaitGroup
 	workers := min(runtime.GOMAXPROCS(0), len(f.chunks))
 	errs := make([]error, workers)
-	for i := range workers {
+	for i := 1; i < workers; i++ {
 		wg.Go(func() { errs[i] = f.work() })
 	}
+	errs[0] = f.work()
 	wg.Wait()
 	for _, err := range errs {
 		if err != nil {

@@ -442,7 +442,6 @@ func (p *parameters) read(u *ui) (*launchInput, error) {
 	boot := explain.Boot{KernelName: p.kernel, Initrd: measure.NoInitrd, InitrdName: p.initrd, Cmdline: p.cmdline}
 	var errs [4]error
 	var wg sync.WaitGroup
-	wg.Go(func() { errs[0] = p.readFirmware(u, l) })
 	if p.svsm != "" {
 		wg.Go(func() {
 			var data []byte
@@ -459,6 +458,7 @@ func (p *parameters) read(u *ui) (*launchInput, error) {
 			wg.Go(func() { errs[3] = hashOf("initrd-hash", p.initrdHash, p.initrd, inputfile.MaxInitrd, &boot.Initrd) })
 		}
 	}
+	errs[0] = p.readFirmware(u, l)
 	wg.Wait()
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err

@@ -27,8 +27,12 @@ func main() { os.Exit(run()) }
 
 // run is main without os.Exit, so that tests can call it.
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	ctx := context.Background()
+	if m := namedCommand(os.Args); m == nil || !m.brief {
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		defer stop()
+	}
 	u := newUI()
 	app := newApp(u, os.Args)
 	err := app.RunContext(ctx, flagsFirst(app, os.Args))
