@@ -68,7 +68,7 @@ func CPUSignature(model string) (uint32, error) {
 		return 0, fmt.Errorf("CPU model %q: its signature is that of the host's own processor; give it as a number", model)
 	}
 	if slices.ContainsFunc(otherModels, func(prefix string) bool { return strings.HasPrefix(model, prefix) }) {
-		return 0, fmt.Errorf("CPU model %q: not an AMD model with SEV; should QEMU start a VM with it, give its signature as a number", clip(model))
+		return 0, fmt.Errorf("CPU model %q: QEMU has it, but it is not an AMD model with SEV, and its signature is not known here", clip(model))
 	}
 	nearest := slices.MinFunc(models, func(a, b CPUModel) int {
 		return editDistance(model, a.Name) - editDistance(model, b.Name)

@@ -51,8 +51,8 @@ func TestI23CPUSignature(t *testing.T) {
 	for name, want := range map[string]string{
 		"":                        "the nearest is",
 		"EPYC-Milian":             `the nearest is "EPYC-Milan" (QEMU: unable to find CPU model 'EPYC-Milian')`,
-		"qemu64":                  "not an AMD model with SEV",
-		"Opteron_G5-v1":           "not an AMD model with SEV",
+		"qemu64":                  "QEMU has it, but it is not an AMD model with SEV",
+		"Opteron_G5-v1":           "QEMU has it, but it is not an AMD model with SEV",
 		"epyc-v4":                 `the nearest is "EPYC-v4"`,
 		"EPYC-Genoa-v9":           `the nearest is "EPYC-Genoa-v`,
 		"host":                    "host's own processor",
