@@ -424,7 +424,9 @@ func (p *Plan) libvirtBoot(d *domain, o LibvirtOptions) error {
 	}
 	if bios, args := p.loaderArgs(o.ImageFile); bios != "" {
 		d.OS.Loader = &domainLoader{ReadOnly: "yes", Type: "rom", Stateless: "yes", Path: bios}
-		d.arg(args...)
+		if len(args) > 0 {
+			d.arg(args...)
+		}
 	}
 	if p.Kernel != nil {
 		d.OS.Kernel, d.OS.Cmdline = o.File(p.Kernel), s.Cmdline

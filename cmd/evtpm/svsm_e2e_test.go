@@ -10,10 +10,10 @@ import (
 	"testing"
 )
 
-// TestE2EImage: an IGVM file built from Debian's OVMF, by the recipe of
-// examples/svsm, starts on the simulated platform to a trusted verdict.
-func TestE2EImage(t *testing.T) {
-	r := bootRig(t, e2eFirmware, "")
+// startFromImage makes a rig's spec start from an IGVM file that is built of its
+// firmware, by the recipe of examples/svsm.
+func startFromImage(t *testing.T, r *rig) {
+	t.Helper()
 	recipe, err1 := filepath.Abs("../../examples/svsm/ovmf.yaml")
 	text, err2 := os.ReadFile(r.spec)
 	if err := errors.Join(err1, err2); err != nil {
@@ -26,6 +26,13 @@ func TestE2EImage(t *testing.T) {
 	if code, said := r.evtpm("svsm", "build", "-f", recipe, "-o", filepath.Join(r.dir, "ovmf.igvm")); code != 0 {
 		t.Fatal(said)
 	}
+}
+
+// TestE2EImage: an IGVM file built from Debian's OVMF starts on the simulated
+// platform to a trusted verdict.
+func TestE2EImage(t *testing.T) {
+	r := bootRig(t, e2eFirmware, "")
+	startFromImage(t, r)
 	code, said := r.evtpm("launch", r.spec)
 	if code != 0 {
 		t.Fatal(said)
@@ -49,6 +56,18 @@ func TestE2EImage(t *testing.T) {
 		if code, said := r.evtpm(step.args...); code != 0 || !strings.Contains(said, step.want) {
 			t.Errorf("evtpm %s: exit code %d, expected 0, with %q:\n%s", strings.Join(step.args, " "), code, step.want, said)
 		}
+	}
+	r.nothingLeft(t)
+}
+
+// TestE2ELibvirtImage: the same through libvirt.
+func TestE2ELibvirtImage(t *testing.T) {
+	r := bootLibvirtRig(t, e2eFirmware, "")
+	startFromImage(t, r.rig)
+	r.give(t)
+	code, said := r.evtpm("launch", "--rm", r.spec)
+	if code != 0 || !strings.Contains(said, "which runs the firmware of ovmf.igvm (2048 KiB)") || !strings.Contains(said, "verdict: trusted (SIMULATED)") {
+		t.Errorf("exit code %d:\n%s", code, said)
 	}
 	r.nothingLeft(t)
 }
