@@ -34,7 +34,7 @@ func (img *Image) SVSMSequence(svsm *Image, o SVSMOptions) (*measure.Sequence, e
 		return nil, fmt.Errorf("SVSM, variable store and firmware take %d bytes, which do not fit below 4 GiB", below)
 	}
 	gpa := top - below
-	entry, err := svsm.svsmEntry(gpa)
+	entry, err := svsm.SVSMEntry()
 	if err != nil {
 		return nil, err
 	}
@@ -53,15 +53,15 @@ func (img *Image) SVSMSequence(svsm *Image, o SVSMOptions) (*measure.Sequence, e
 			Type: PageType(sec.Type, measure.VMMQEMU), GPA: uint64(sec.GPA), Size: uint64(sec.Size), Source: "SVSM's " + sec.Type.String() + " section",
 		})
 	}
-	if s.VMSAs, err = svsmVMSAs(o, entry); err != nil {
+	if s.VMSAs, err = svsmVMSAs(o, gpa+uint64(entry)); err != nil {
 		return nil, err
 	}
 	return s, s.Validate()
 }
 
-// svsmEntry is where the SVSM starts: the SVSM info entry of its table gives the
-// offset in the image, 4 bytes.
-func (img *Image) svsmEntry(gpa uint64) (uint64, error) {
+// SVSMEntry is where in an svsm.bin the SVSM starts: the SVSM info entry of its
+// table gives the offset, 4 bytes.
+func (img *Image) SVSMEntry() (uint32, error) {
 	for _, e := range img.Table {
 		if e.GUID != guidSVSMInfo {
 			continue
@@ -73,7 +73,7 @@ func (img *Image) svsmEntry(gpa uint64) (uint64, error) {
 		if offset >= img.Size || offset%measure.PageSize != 0 {
 			return 0, fmt.Errorf("SVSM info: found launch offset 0x%x, expected a multiple of %d below 0x%x", offset, measure.PageSize, img.Size)
 		}
-		return gpa + uint64(offset), nil
+		return offset, nil
 	}
 	return 0, errors.New("SVSM image has no SVSM info entry in its table")
 }

@@ -351,17 +351,23 @@ func (f *File) inspectFirmware() *FirmwareInfo {
 		info.Bad = err.Error()
 		return info
 	}
-	for _, e := range img.Table {
-		name := e.Name
-		if name == "" {
-			name = e.GUID.String()
-		}
-		info.Table = append(info.Table, name)
-	}
-	for _, s := range img.Sections {
-		info.Sections = append(info.Sections, SectionInfo{s.Type.String(), Hex(s.GPA), Hex(s.Size)})
-	}
+	info.Table, info.Sections = tableNames(img), sevSections(img)
 	return info
+}
+
+// tableNames lists the entries of an image's table, by name where they have one.
+func tableNames(img *ovmf.Image) (out []string) {
+	for _, e := range img.Table {
+		out = append(out, cmp.Or(e.Name, e.GUID.String()))
+	}
+	return out
+}
+
+func sevSections(img *ovmf.Image) (out []SectionInfo) {
+	for _, s := range img.Sections {
+		out = append(out, SectionInfo{s.Type.String(), Hex(s.GPA), Hex(s.Size)})
+	}
+	return out
 }
 
 // encodedSize is the size of the file.

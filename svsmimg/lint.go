@@ -351,6 +351,10 @@ func (l *linter) contexts() {
 	}
 }
 
+// cr0Coconut is CR0 of a vCPU that starts in real mode in an SVSM (ET, NE); in
+// protected mode bit 0 is set as well.
+const cr0Coconut = 0x30
+
 // vmsaPlace holds the address of the boot vCPU's VMSA, and its place in the file,
 // against the host.
 func (l *linter) vmsaPlace(c *VPContext) {
@@ -395,6 +399,9 @@ func (l *linter) vmsa(c *VPContext, v *measure.VMSA) {
 	}
 	if err := checkKVM(v); err != nil {
 		l.add("vmsa-registers", "vCPU %d: %v", c.VPIndex, err)
+	}
+	if v.CR0 != cr0Coconut && v.CR0 != cr0Coconut|1 && v.CS.Base+v.RIP != measure.ResetEIP {
+		l.add("vmsa-cr0", "vCPU %d: cr0 is 0x%x", c.VPIndex, v.CR0)
 	}
 	for _, d := range v.Diff(asKVM(v)) {
 		l.add("vmsa-changed", "vCPU %d: %s is 0x%x in the file, KVM measures 0x%x", c.VPIndex, d.Name, d.A, d.B)

@@ -121,6 +121,8 @@ var lintCases = []struct {
 	{"shared-gpa-boundary", func() *File {
 		return small(func(b *builder) { b.f.Headers[0].(*Platform).SharedGPABoundary = 1 << 46 })
 	}, LintOptions{}, []string{"shared-gpa-boundary"}},
+	{"vmsa-cr0", func() *File { return withVMSA(func(v *measure.VMSA) { v.CR0, v.RIP = 0x11, 0x1000 }) }, LintOptions{}, []string{"vmsa-cr0"}},
+	{"vmsa-cr0 of COCONUT", func() *File { return withVMSA(func(v *measure.VMSA) { v.CR0, v.RIP = 0x31, 0x1000 }) }, LintOptions{}, nil},
 	{"vmsa-changed", func() *File { return withVMSA(func(v *measure.VMSA) { v.CR4 = 0 }) }, LintOptions{}, []string{"vmsa-changed"}},
 	{"vmsa-count", twoContexts, LintOptions{}, []string{"vmsa-count"}},
 	{"vmsa-gpa", func() *File {

@@ -17,7 +17,7 @@ func svsmInspectCommand(u *ui) *cli.Command {
 	return &cli.Command{
 		Name: "inspect", Usage: "show platforms, policy, memory by region, save areas, ID block, firmware; what is measured and what is not",
 		ArgsUsage:   "FILE",
-		Description: "Of the older svsm.bin it shows what evtpm ovmf inspect shows: it has the same table and metadata.",
+		Description: "FILE may also be an svsm.bin, the older kind of image: evtpm svsm measure --ovmf says how it is launched with a firmware.",
 		Flags: append(svsmLaunchFlags(), outputFlag(),
 			&cli.StringFlag{Name: "map", Usage: "draw guest memory at launch as SVG into `FILE`"}),
 		Action: func(c *cli.Context) error { return u.svsmInspect(c) },
@@ -39,8 +39,8 @@ func (u *ui) svsmInspect(c *cli.Context) error {
 	}
 	f, err := svsmimg.Parse(data)
 	if errors.Is(err, svsmimg.ErrNotIGVM) {
-		if _, binErr := svsmimg.ParseSVSMBin(data); binErr == nil {
-			return fmt.Errorf("%s: an svsm.bin, launched together with an OVMF; see evtpm ovmf inspect, and evtpm svsm measure --ovmf", name)
+		if bin, binErr := svsmimg.ParseSVSMBin(data); binErr == nil {
+			return u.svsmBin(c, bin.Inspect(), asJSON)
 		}
 	}
 	if err != nil {
@@ -66,6 +66,24 @@ func (u *ui) svsmInspect(c *cli.Context) error {
 	}
 	_, err = u.out.Write(svsmText(info))
 	return err
+}
+
+// svsmBin shows what is in an svsm.bin.
+func (u *ui) svsmBin(c *cli.Context, info *svsmimg.BinInfo, asJSON bool) error {
+	if c.IsSet("map") {
+		return errors.New("--map: found an svsm.bin, which has no addresses without its firmware: evtpm svsm measure --ovmf --map")
+	}
+	if asJSON {
+		return u.json(info)
+	}
+	u.data("svsm.bin, %d bytes, starts at offset %s", info.Bytes, info.Entry)
+	for _, t := range info.Table {
+		u.data("  table entry: %s", t)
+	}
+	for _, s := range info.Sections {
+		u.data("  %-10s %#8x  %s", s.GPA, uint64(s.Size), s.Type)
+	}
+	return nil
 }
 
 // svsmText lays out what is in an image for people.

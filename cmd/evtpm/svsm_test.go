@@ -23,13 +23,23 @@ func TestSVSMHardware(t *testing.T) {
 		}
 	}
 	for words, args := range map[string][]string{
-		"--vcpu-type: expected a CPU model":           {"svsm", "measure", "--ovmf", ovmf, "--vars-size", "540672", bin},
-		"size of the variable store":                  {"svsm", "measure", "--ovmf", ovmf, "--vcpu-type", "EPYC", bin},
-		"an svsm.bin, launched together with an OVMF": {"svsm", "inspect", bin},
-		"not an IGVM file":                            {"svsm", "measure", bin},
+		"--vcpu-type: expected a CPU model": {"svsm", "measure", "--ovmf", ovmf, "--vars-size", "540672", bin},
+		"size of the variable store":        {"svsm", "measure", "--ovmf", ovmf, "--vcpu-type", "EPYC", bin},
+		"not an IGVM file":                  {"svsm", "measure", bin},
+		"not an IGVM":                       {"svsm", "inspect", ovmf},
+		"--map: found an svsm.bin":          {"svsm", "inspect", "--map", "x.svg", bin},
 	} {
 		if _, _, err := runEvtpm(t, args...); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%v: found error %v, expected one with %q", args, err, words)
+		}
+	}
+	for want, args := range map[string][]string{
+		"svsm.bin, 1138688 bytes, starts at offset 0x0\n": {"svsm", "inspect", bin},
+		"  0x9e000      0x1000  SNP_SECRETS\n":            {"svsm", "inspect", bin},
+		`"schema": "evtpm.svsm-bin-inspect/v1"`:           {"svsm", "inspect", "-o", "json", bin},
+	} {
+		if out, _, err := runEvtpm(t, args...); err != nil || !strings.Contains(out, want) {
+			t.Errorf("%v: found %q, %v; expected %q in it", args, out, err, want)
 		}
 	}
 }
