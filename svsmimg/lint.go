@@ -1,6 +1,7 @@
 package svsmimg
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -410,23 +411,16 @@ func (l *linter) vmsa(c *VPContext, v *measure.VMSA) {
 
 // launch compares digests.
 func (l *linter) launch() {
-	digest := func(o SequenceOptions) (measure.Digest, error) {
-		s, err := l.f.Sequence(o)
-		if err != nil {
-			return measure.Digest{}, err
-		}
-		return s.LaunchDigest()
-	}
 	byFile, byQEMU := l.o.Launch, l.o.Launch
 	byFile.Order, byQEMU.Order = OrderFile, OrderQEMU
-	a, errA := digest(byFile)
-	b, errB := digest(byQEMU)
-	if err := errors.Join(errA, errB); err != nil {
-		l.add("launch", "%v", errA)
+	a, errA := l.f.Sequence(byFile)
+	b, errB := l.f.Sequence(byQEMU)
+	if errors.Join(errA, errB) != nil {
+		l.add("launch", "%v", cmp.Or(errA, errB))
 		return
 	}
-	if a != b {
-		l.add("order", "in the order of the file the launch digest is %s, in QEMU's %s", a, b)
+	if !sameSteps(a.Steps, b.Steps) || !sameSteps(a.VMSAs, b.VMSAs) {
+		l.orders(a, b)
 	}
 	h := l.f.IDBlock()
 	if h == nil {
@@ -443,5 +437,29 @@ func (l *linter) launch() {
 	}
 	if h.AuthorKeyEnabled != (h.AuthorKey[0] != 0) {
 		l.add("id-block-author", "AUTHOR_KEY_ENABLED is %t, the author key starts with 0x%02x", h.AuthorKeyEnabled, h.AuthorKey[0])
+	}
+}
+
+// sameSteps reports whether two launches of one file have the same steps: those
+// have the same digest, whatever it is.
+func sameSteps(a, b []measure.Step) bool {
+	return slices.EqualFunc(a, b, func(x, y measure.Step) bool {
+		if x.Type != y.Type || x.GPA != y.GPA || x.Size != y.Size || len(x.Data) != len(y.Data) {
+			return false
+		}
+		// Save areas are made for each launch; all other data is the file's.
+		return len(x.Data) == 0 || &x.Data[0] == &y.Data[0] || x.Type == measure.PageVMSA && bytes.Equal(x.Data, y.Data)
+	})
+}
+
+// orders compares the digests of a file's order and of QEMU's.
+func (l *linter) orders(byFile, byQEMU *measure.Sequence) {
+	a, errA := byFile.LaunchDigest()
+	b, errB := byQEMU.LaunchDigest()
+	switch err := errors.Join(errA, errB); {
+	case err != nil:
+		l.add("launch", "%v", err)
+	case a != b:
+		l.add("order", "in the order of the file the launch digest is %s, in QEMU's %s", a, b)
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
+	"github.com/evtpm/evtpm/scripts/peak"
 )
 
 func main() {
@@ -176,7 +177,7 @@ func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d)/1e6) 
 
 // memory prints the peak memory of a whole process.
 func (b *bench) memory(firmware int64) error {
-	peak, err := peakMemory(b.args(b.evtpm, false))
+	peak, err := peak.Memory(b.args(b.evtpm, false))
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,10 @@
 //go:build !linux
 
-package main
+package peak
 
 import "errors"
 
-func peakMemory([]string) (int64, error) {
+// Memory is for Linux.
+func Memory([]string) (int64, error) {
 	return 0, errors.New("peak memory is measured on Linux alone")
 }

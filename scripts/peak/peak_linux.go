@@ -1,4 +1,5 @@
-package main
+// Package peak measures the memory of programs, for benchmarks.
+package peak
 
 import (
 	"bytes"
@@ -11,10 +12,10 @@ import (
 	"time"
 )
 
-// peakMemory runs a program whose last act is to print, into a pipe that is full,
+// Memory runs a program whose last act is to print, into a pipe that is full,
 // and reads its peak memory while it waits there: what wait4 says of a child
 // includes the memory of the process that started it.
-func peakMemory(args []string) (int64, error) {
+func Memory(args []string) (int64, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return 0, err
