@@ -16,9 +16,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestManual runs the commands of docs/manual.md; TestE2EManual those that start
-// VMs as well.
-func TestManual(t *testing.T) { runManual(t, false) }
+// manuals are the pages whose commands are run.
+var manuals = []string{"manual", "svsm"}
+
+// TestManual runs the commands of the manuals; TestE2EManual those that start VMs as
+// well.
+func TestManual(t *testing.T) { runManuals(t, false) }
 
 func TestE2EManual(t *testing.T) {
 	for _, program := range []string{"qemu-system-x86_64", "swtpm"} {
@@ -26,21 +29,27 @@ func TestE2EManual(t *testing.T) {
 			t.Skipf("%s is not installed", program)
 		}
 	}
-	runManual(t, true)
+	runManuals(t, true)
 }
 
-func runManual(t *testing.T, vm bool) {
-	text, err := os.ReadFile("../../docs/manual.md")
+func runManuals(t *testing.T, vm bool) {
+	inputs := manualInputs(t)
+	for _, page := range manuals {
+		t.Run(page, func(t *testing.T) { runManual(t, page, inputs, vm) })
+	}
+}
+
+func runManual(t *testing.T, page string, inputs map[string]string, vm bool) {
+	text, err := os.ReadFile("../../docs/" + page + ".md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	script, files := manualScript(t, string(text), vm)
 	dir := t.TempDir()
-	name := filepath.Join(dir, "manual.txt")
+	name := filepath.Join(dir, page+".txt")
 	if err := os.WriteFile(name, []byte(script), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	inputs := manualInputs(t)
 	testscript.Run(t, testscript.Params{
 		Files: []string{name},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
