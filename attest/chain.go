@@ -86,12 +86,17 @@ func pickLeaf(r *Report, leafs []*x509.Certificate, now time.Time) *x509.Certifi
 	}
 	slices.SortStableFunc(list, func(a, b candidate) int { return b.likeness - a.likeness })
 	list = slices.CompactFunc(list, func(a, b candidate) bool { return a.cert.Equal(b.cert) })
+	own := func(i int) bool { return i < len(list) && list[i].likeness|likenessValid == likenessAll }
+	if own(0) && !own(1) {
+		// No choice: whether it signed the report, its check says.
+		return list[0].cert
+	}
 	for _, c := range list[:min(len(list), maxCandidates)] {
 		if l, err := parseLeaf(c.cert); err == nil && verifySignature(r, l.key) == nil {
 			return c.cert
 		}
 	}
-	if list[0].likeness|likenessValid != likenessAll {
+	if !own(0) {
 		return nil
 	}
 	return list[0].cert
