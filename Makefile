@@ -81,12 +81,19 @@ bench: ## every Go benchmark
 fuzz: ## every fuzz target in turn, FUZZTIME each (10s)
 	@scripts/fuzz $(FUZZTIME)
 
+# What `make mutate` breaks.
+MUTATE ?= ./attest ./attest/evidence ./attest/kds
+
+.PHONY: mutate
+mutate: ## break every decision of the verifier in turn: what no test notices is printed
+	@go run ./scripts/mutate $(MUTATE)
+
 .PHONY: clean
 clean: ## remove bin/ and the demo's initramfs, not what set-up fetched
 	@rm -rf bin build/demo
 
 # Each of these scripts is a target of its own name.
-scripts := $(sort $(notdir $(wildcard $(addprefix scripts/,bench-* demo-* test-* mutate))))
+scripts := $(sort $(notdir $(wildcard $(addprefix scripts/,bench-* demo-* test-*))))
 
 .PHONY: $(scripts)
 $(scripts): build

@@ -20,6 +20,9 @@ func TestS01_BitFlippedInSignedPart(t *testing.T) {
 	o.Certificates = append(o.Certificates, m.LeafCertificate(), m.Signer.ASK, m.Signer.ARK)
 	good := m.SignedReport([64]byte{1})
 	for byteAt := range attesttest.OffSignature {
+		if testing.Short() && byteAt%13 != 0 && byteAt != attesttest.OffSignature-1 {
+			continue
+		}
 		bad := bytes.Clone(good)
 		bad[byteAt] ^= 1 << (byteAt % 8)
 		v, err := attest.VerifyReport(t.Context(), bad, nil, attest.Expect{}, o)

@@ -55,6 +55,9 @@ func TestV02_ManifestChanged(t *testing.T) {
 func TestV03_ManifestTruncatedOrLonger(t *testing.T) {
 	good := genoa().Manifest()
 	for n := range len(good) {
+		if testing.Short() && n > 8 && n%29 != 0 && n < len(good)-2 {
+			continue
+		}
 		m := genoa()
 		m.EditManifest = func(b []byte) []byte { return b[:n] }
 		reason := badManifest

@@ -14,7 +14,9 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	_ "embed"
 	"encoding/asn1"
+	"encoding/pem"
 	"math/big"
 	"slices"
 	"sync"
@@ -29,14 +31,22 @@ var (
 	Now = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 )
 
-// RSAKey returns one of a few RSA-2048 keys, made once a process: making keys is
-// slow.
+// keysText are RSA-2048 keys that everybody knows: making keys takes longer than
+// most tests. What they sign proves nothing.
+//
+//go:embed keys.pem
+var keysText []byte
+
+// RSAKey returns one of eight RSA-2048 keys.
 func RSAKey(n int) *rsa.PrivateKey { return rsaKeys[n]() }
 
 var rsaKeys = func() (out [8]func() *rsa.PrivateKey) {
+	rest := keysText
 	for i := range out {
+		var block *pem.Block
+		block, rest = pem.Decode(rest)
 		out[i] = sync.OnceValue(func() *rsa.PrivateKey {
-			return must(rsa.GenerateKey(rand.Reader, 2048))
+			return must(x509.ParsePKCS1PrivateKey(block.Bytes))
 		})
 	}
 	return out
