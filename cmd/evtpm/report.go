@@ -16,8 +16,8 @@ import (
 // reportFile says what a report's argument may be.
 const reportFile = "FILE"
 
-const reportForms = "FILE holds the 1184 bytes, or the same in hexadecimal or base64, with or without a\n" +
-	"certificate table behind them; \"-\" is standard input."
+const reportForms = "FILE holds the 1184 bytes, with or without a certificate table behind them, or Azure's HCL\n" +
+	"report around them; or the same in hexadecimal or base64; \"-\" is standard input."
 
 func reportCommand(u *ui) *cli.Command {
 	return &cli.Command{

@@ -25,7 +25,7 @@ type mutant struct {
 	name     string
 	position string
 	line     int // in the instrumented file, for compile errors
-	file     string
+	file, fn string
 	killer   string
 }
 
@@ -216,7 +216,7 @@ func (r *rewriter) add(n ast.Node, what string) *mutant {
 		name = fmt.Sprintf("%s (%d)", name, r.names[name])
 	}
 	pos := r.fset.Position(n.Pos())
-	m := &mutant{id: len(r.mutants) + 1, name: name, file: r.file, position: fmt.Sprintf("%s:%d", r.file, pos.Line)}
+	m := &mutant{id: len(r.mutants) + 1, name: name, file: r.file, fn: r.fn, position: fmt.Sprintf("%s:%d", r.file, pos.Line)}
 	r.mutants = append(r.mutants, m)
 	if r.skip[name] {
 		m.killer = doesNotCompile

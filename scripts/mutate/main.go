@@ -162,6 +162,9 @@ type trial struct {
 	*build
 	timeout time.Duration
 	tests   []timedTest
+
+	mu     sync.Mutex
+	lately map[string][]string // the last killers, by function and by file
 }
 
 // timedTest is a test, how long it takes, and which mutants it comes by.
@@ -241,33 +244,81 @@ func readHits(name string) map[int]bool {
 	return hits
 }
 
+// A group of tests in one process: so many, or so long.
+const (
+	groupTests = 12
+	groupTime  = 2 * time.Second
+)
+
 // tryAll meets each mutant with the tests that come by it.
 func (t *trial) tryAll(mutants []*mutant) {
+	t.lately = map[string][]string{}
 	each(len(mutants), func(i int) {
 		m := mutants[i]
 		if m.killer == doesNotCompile {
 			return
 		}
-		// A test of its own for each would start as many processes; a few at a
-		// time are quicker, and the quickest still come first.
-		var group []string
-		var took time.Duration
-		for _, test := range t.tests {
-			if !test.hits[m.id] {
-				continue
-			}
-			group = append(group, test.name)
-			if took += test.took; len(group) >= 12 || took > 2*time.Second {
-				if m.killer = t.kills(m, group); m.killer != "" {
-					return
-				}
-				group, took = nil, 0
-			}
-		}
-		if len(group) > 0 {
-			m.killer = t.kills(m, group)
+		if m.killer = t.try(m); m.killer != "" {
+			t.noteKiller(m)
 		}
 	})
+}
+
+// try meets a mutant with the tests that come by it: first those that noticed
+// others of its function or file, then all, the quickest first. A process for
+// each would cost more than the tests do.
+func (t *trial) try(m *mutant) string {
+	likely := t.likely(m)
+	if len(likely) > 0 {
+		if killer := t.kills(m, likely); killer != "" {
+			return killer
+		}
+	}
+	var group []string
+	var took time.Duration
+	for _, test := range t.tests {
+		if !test.hits[m.id] || slices.Contains(likely, test.name) {
+			continue
+		}
+		group = append(group, test.name)
+		if took += test.took; len(group) >= groupTests || took > groupTime {
+			if killer := t.kills(m, group); killer != "" {
+				return killer
+			}
+			group, took = nil, 0
+		}
+	}
+	if len(group) == 0 {
+		return ""
+	}
+	return t.kills(m, group)
+}
+
+// likely are the tests that noticed mutants of the same function or file lately
+// and come by this one.
+func (t *trial) likely(m *mutant) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []string
+	for _, name := range append(slices.Clone(t.lately[m.file+m.fn]), t.lately[m.file]...) {
+		hit := slices.ContainsFunc(t.tests, func(x timedTest) bool { return x.name == name && x.hits[m.id] })
+		if hit && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// noteKiller remembers the test that noticed a mutant, the last four of a
+// function and of a file.
+func (t *trial) noteKiller(m *mutant) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, where := range []string{m.file + m.fn, m.file} {
+		list := slices.DeleteFunc(t.lately[where], func(name string) bool { return name == m.killer })
+		list = append([]string{m.killer}, list...)
+		t.lately[where] = list[:min(len(list), 4)]
+	}
 }
 
 // kills says how tests notice a mutant; empty if they do not.
