@@ -156,9 +156,8 @@ func TableBundle(table []byte) (*Bundle, error) {
 		switch e.GUID {
 		case GUIDVCEK, GUIDVLEK, GUIDASK, GUIDARK:
 			var c *x509.Certificate
-			if c, err = tableCertificate(e.Data); err == nil {
-				b.Certificates = append(b.Certificates, c)
-			}
+			c, err = tableCertificate(e.Data)
+			b.Certificates = append(b.Certificates, c)
 		case GUIDCRL:
 			err = b.addCRL(e.Data)
 		}

@@ -756,6 +756,9 @@ func TestV22_NotAQuote(t *testing.T) {
 	malformed := is(attest.CheckQuoteForm, attest.ReasonQuoteMalformed)
 	good := genoa().Evidence().Quote
 	for n := range good {
+		if testing.Short() && n%11 != 0 && n < len(good)-2 {
+			continue
+		}
 		v := judge(t, withEvidence(func(ev *evidence.Evidence) { ev.Quote = ev.Quote[:n] }))
 		wantAny(t, v, malformed)
 	}

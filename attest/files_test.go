@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -90,6 +91,24 @@ func TestBundle(t *testing.T) {
 	if len(b.Certificates) != 3 || len(b.CRLs) != 1 {
 		t.Errorf("joined: %d certificates, %d CRLs", len(b.Certificates), len(b.CRLs))
 	}
+	b.Add(&attest.Bundle{CRLs: []*x509.RevocationList{revocationList(t, s.CRL(serial(9), nil))}})
+	if len(b.Certificates) != 3 || len(b.CRLs) != 2 {
+		t.Errorf("joined: %d certificates, %d CRLs", len(b.Certificates), len(b.CRLs))
+	}
+	// The bounds themselves, and what is above.
+	spaces := bytes.Repeat([]byte("\n"), attest.MaxBundle-len(text))
+	if b, err := attest.ParseBundle(append(bytes.Clone(text), spaces...)); err != nil || len(b.Certificates) != 2 {
+		t.Errorf("as long as a bundle may be: %v", err)
+	}
+	if _, err := attest.ParseBundle(append(append(bytes.Clone(text), spaces...), '\n')); err == nil {
+		t.Error("a byte more than a bundle may have was accepted")
+	}
+	if b, err := attest.ParseBundle(bytes.Repeat(block("CERTIFICATE", leaf.Raw), 1024)); err != nil || len(b.Certificates) != 1024 {
+		t.Errorf("as many as a bundle may hold: %v", err)
+	}
+	if _, err := attest.ParseBundle(bytes.Repeat(block("CERTIFICATE", leaf.Raw), 1025)); err == nil {
+		t.Error("one more than a bundle may hold was accepted")
+	}
 	for name, der := range map[string][]byte{"certificate": leaf.Raw, "CRL": crl} {
 		b, err := attest.ParseBundle(der)
 		if err != nil || len(b.Certificates)+len(b.CRLs) != 1 {
@@ -128,6 +147,15 @@ func TestBundle(t *testing.T) {
 	}
 }
 
+func revocationList(t *testing.T, der []byte) *x509.RevocationList {
+	t.Helper()
+	l, err := attest.ParseCRL(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 func TestCertTableRoundTrip(t *testing.T) {
 	in := []attest.CertEntry{{attest.GUIDVCEK, []byte("vcek")}, {attest.GUIDASK, bytes.Repeat([]byte{1}, 2000)}, {attest.GUIDARK, []byte{7}}}
 	out, err := attest.ParseCertTable(attest.EncodeCertTable(in))
@@ -152,6 +180,55 @@ func TestCertTableRoundTrip(t *testing.T) {
 	}
 	if s := attest.GUIDVCEK.String(); s != "63da758d-e664-4564-adc5-f4b93be8accd" {
 		t.Errorf("GUID is %s", s)
+	}
+}
+
+// Every bound of a certificate table, and what is just above.
+func TestCertTableBounds(t *testing.T) {
+	entry := func(i, n int) attest.CertEntry {
+		return attest.CertEntry{GUID: attest.GUID{byte(i), byte(i >> 8), 7}, Data: make([]byte, n)}
+	}
+	many := func(n int) (list []attest.CertEntry) {
+		for i := range n {
+			list = append(list, entry(i, 1))
+		}
+		return list
+	}
+	// moved is a table of three entries of 8 bytes with the data of one elsewhere.
+	moved := func(i int, to uint32) []byte {
+		b := attest.EncodeCertTable([]attest.CertEntry{entry(0, 8), entry(1, 8), entry(2, 8)})
+		binary.LittleEndian.PutUint32(b[24*i+16:], to)
+		return append(b, make([]byte, 64)...)
+	}
+	padded := func(n int) []byte {
+		b := attest.EncodeCertTable(many(1))
+		return append(b, make([]byte, n-len(b))...)
+	}
+	for name, c := range map[string]struct {
+		table []byte
+		ok    bool
+	}{
+		"entry of no bytes":      {attest.EncodeCertTable([]attest.CertEntry{entry(0, 0)}), false},
+		"entry of 1 byte":        {attest.EncodeCertTable([]attest.CertEntry{entry(0, 1)}), true},
+		"entry of 64 KiB":        {attest.EncodeCertTable([]attest.CertEntry{entry(0, 64<<10)}), true},
+		"entry of 64 KiB and 1":  {attest.EncodeCertTable([]attest.CertEntry{entry(0, 64<<10+1)}), false},
+		"64 entries":             {attest.EncodeCertTable(many(64)), true},
+		"65 entries":             {attest.EncodeCertTable(many(65)), false},
+		"256 KiB":                {padded(256 << 10), true},
+		"256 KiB and 1":          {padded(256<<10 + 1), false},
+		"data in another order":  {moved(0, 96+24), true},
+		"data in the header":     {moved(1, 95), false},
+		"data at the header":     {moved(0, 96), true},
+		"data on the next":       {moved(0, 97), false},
+		"data on the one before": {moved(2, 96+15), false},
+		"data on the first":      {moved(2, 96), false},
+		"first data on the last": {moved(0, 96+23), false},
+		"data that ends early":   {attest.EncodeCertTable([]attest.CertEntry{entry(0, 9)})[:48+8], false},
+		"terminator that is cut": {attest.EncodeCertTable(nil)[:23], false},
+	} {
+		if _, err := attest.ParseCertTable(c.table); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

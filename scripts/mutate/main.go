@@ -64,44 +64,54 @@ func run(packages []string, only, keep string, timeout time.Duration, verbose bo
 	if err != nil {
 		return err
 	}
-	var survivors, killed, equivalent, broken int
+	c := count{known: known, all: only == "", verbose: verbose}
 	for _, p := range packages {
-		r, err := mutatePackage(p, keep, filter, timeout)
-		if err != nil {
+		if err := mutatePackage(p, keep, filter, timeout, c.add); err != nil {
 			return fmt.Errorf("%s: %w", p, err)
 		}
-		for _, m := range r {
-			reason, excused := known[m.name]
-			switch {
-			case m.killer == doesNotCompile:
-				broken++
-				if verbose {
-					fmt.Printf("no compile  %s\n", m.name)
-				}
-			case m.killer != "":
-				killed++
-				if verbose {
-					fmt.Printf("killed      %s (%s)\n", m.name, m.killer)
-				}
-				if excused && only == "" {
-					fmt.Printf("not equivalent, though listed so: %s\n", m.name)
-				}
-			case excused:
-				equivalent++
-				if verbose {
-					fmt.Printf("equivalent  %s (%s)\n", m.name, reason)
-				}
-			default:
-				survivors++
-				fmt.Printf("survived    %s  [%s]\n", m.name, m.position)
-			}
-		}
 	}
-	fmt.Printf("mutants: %d, killed: %d, equivalent: %d, survived: %d (and %d that do not compile)\n", killed+equivalent+survivors, killed, equivalent, survivors, broken)
-	if survivors > 0 {
-		return fmt.Errorf("%d mutants survived", survivors)
+	fmt.Printf("mutants: %d, killed: %d, equivalent: %d, survived: %d (and %d that do not compile)\n", c.killed+c.equivalent+c.survived, c.killed, c.equivalent, c.survived, c.broken)
+	if c.survived > 0 {
+		return fmt.Errorf("%d mutants survived", c.survived)
 	}
 	return nil
+}
+
+// A count counts what became of mutants, and prints those that survived.
+type count struct {
+	known        map[string]string // equivalent mutants, with reasons
+	all, verbose bool
+
+	mu                                   sync.Mutex
+	killed, equivalent, survived, broken int
+}
+
+func (c *count) add(m *mutant) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	say := func(what, more string) {
+		if c.verbose {
+			fmt.Printf("%-11s %s (%s)\n", what, m.name, more)
+		}
+	}
+	reason, excused := c.known[m.name]
+	switch {
+	case m.killer == doesNotCompile:
+		c.broken++
+		say("no compile", m.position)
+	case m.killer != "":
+		c.killed++
+		say("killed", m.killer)
+		if excused && c.all {
+			fmt.Printf("not equivalent, though listed so: %s\n", m.name)
+		}
+	case excused:
+		c.equivalent++
+		say("equivalent", reason)
+	default:
+		c.survived++
+		fmt.Printf("survived    %s  [%s]\n", m.name, m.position)
+	}
 }
 
 // readEquivalent reads lines of "name # reason".
@@ -128,33 +138,33 @@ type listed struct {
 
 // mutatePackage makes the mutants of one package, and tries those whose name
 // matches.
-func mutatePackage(pkg, keep string, only *regexp.Regexp, timeout time.Duration) ([]*mutant, error) {
+func mutatePackage(pkg, keep string, only *regexp.Regexp, timeout time.Duration, done func(*mutant)) error {
 	out, err := exec.Command("go", "list", "-json=Dir,GoFiles", pkg).Output()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var l listed
 	if err := json.Unmarshal(out, &l); err != nil {
-		return nil, err
+		return err
 	}
 	dir := keep
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "mutate-"); err != nil {
-			return nil, err
+			return err
 		}
 		defer os.RemoveAll(dir)
 	}
 	b := &build{dir: dir, pkg: pkg, source: l}
 	if err := b.compile(); err != nil {
-		return nil, err
+		return err
 	}
 	t := &trial{build: b, timeout: timeout}
 	if err := t.trace(); err != nil {
-		return nil, err
+		return err
 	}
 	chosen := slices.DeleteFunc(b.mutants, func(m *mutant) bool { return !only.MatchString(m.name) })
-	t.tryAll(chosen)
-	return chosen, nil
+	t.tryAll(chosen, done)
+	return nil
 }
 
 // A trial runs the tests against the mutants.
@@ -250,17 +260,16 @@ const (
 	groupTime  = 2 * time.Second
 )
 
-// tryAll meets each mutant with the tests that come by it.
-func (t *trial) tryAll(mutants []*mutant) {
+// tryAll meets each mutant with the tests that come by it; done is told of each.
+func (t *trial) tryAll(mutants []*mutant, done func(*mutant)) {
 	t.lately = map[string][]string{}
 	each(len(mutants), func(i int) {
 		m := mutants[i]
-		if m.killer == doesNotCompile {
-			return
-		}
-		if m.killer = t.try(m); m.killer != "" {
+		if m.killer == "" {
+			m.killer = t.try(m)
 			t.noteKiller(m)
 		}
+		done(m)
 	})
 }
 
@@ -312,6 +321,9 @@ func (t *trial) likely(m *mutant) []string {
 // noteKiller remembers the test that noticed a mutant, the last four of a
 // function and of a file.
 func (t *trial) noteKiller(m *mutant) {
+	if !slices.ContainsFunc(t.tests, func(x timedTest) bool { return x.name == m.killer }) {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, where := range []string{m.file + m.fn, m.file} {
