@@ -6,11 +6,14 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"math/big"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,7 +46,7 @@ func decoy(t *testing.T, m *attesttest.Machine, serial int64) *x509.Certificate 
 func decoyOf(t *testing.T, m *attesttest.Machine, edit func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
 	template := *m.LeafCertificate()
-	template.ExtraExtensions = template.Extensions
+	template.ExtraExtensions = slices.Clone(template.Extensions)
 	edit(&template)
 	template.SignatureAlgorithm = 0
 	parent := *m.Signer.ASK
@@ -93,10 +96,38 @@ func TestLeafAmongMany(t *testing.T) {
 		if f := found(v, attest.CheckCertificates); f != "no VCEK or VLEK of this chip and TCB among 3" {
 			t.Errorf("found %q", f)
 		}
+		if f := found(verifyWith(t, m, nil, nil), attest.CheckCertificates); f != "no VCEK or VLEK" {
+			t.Errorf("found %q", f)
+		}
 		// The only one that is given is held against the report.
 		v = verifyWith(t, m, strangers[:1], nil)
 		wantAny(t, v, is(attest.CheckReportSignature, attest.ReasonSignatureInvalid))
 		wantAny(t, v, is(attest.CheckChipBinding, attest.ReasonChipIDMismatch))
+		// So it is when one of them cannot be read.
+		for name, edit := range map[string]func(*x509.Certificate){
+			"hwID":     func(c *x509.Certificate) { attesttest.SetExtension(c, attesttest.OIDHWID, []byte{1}) },
+			"no hwID":  func(c *x509.Certificate) { attesttest.SetExtension(c, attesttest.OIDHWID, []byte{}) },
+			"no level": func(c *x509.Certificate) { attesttest.SetExtension(c, attesttest.OIDMicrocode, []byte{}) },
+			"other arc": func(c *x509.Certificate) {
+				moveExtension(c, attesttest.OIDMicrocode, asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 3704, 2, 3, 8})
+			},
+			"longer OID": func(c *x509.Certificate) {
+				moveExtension(c, attesttest.OIDMicrocode, append(slices.Clone(attesttest.OIDMicrocode), 1))
+			},
+		} {
+			v = verifyWith(t, m, append(strangers[:2:2], decoyOf(t, m, edit)), nil)
+			if f := failures(v); !slices.Contains(f, is(attest.CheckCertificates, attest.ReasonCertificatesUnavailable)) {
+				t.Errorf("%s: %q", name, f)
+			}
+		}
+		// One of another form is passed over.
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rsaLeaf := withKey(t, strangers[0], &key.PublicKey)
+		v = verifyWith(t, m, append(strangers, rsaLeaf), nil)
+		want(t, v, is(attest.CheckCertificates, attest.ReasonCertificatesUnavailable))
 		// So is one of several that is this machine's, expired or not.
 		for _, own := range []*x509.Certificate{
 			decoy(t, m, 9),
@@ -115,6 +146,15 @@ func TestLeafAmongDecoys(t *testing.T) {
 		decoys = append(decoys, decoy(t, m, i+1))
 	}
 	want(t, verifyWith(t, m, append(decoys, m.LeafCertificate()), nil))
+	// However often it is there.
+	many := slices.Repeat(decoys[:1], 20)
+	want(t, verifyWith(t, m, append(many, m.LeafCertificate()), nil))
+	want(t, verifyWith(t, m, []*x509.Certificate{decoys[0], m.LeafCertificate()}, nil))
+	// What is for this chip is judged, not what another chip's key signed.
+	other := genoa()
+	other.ChipID[3]++
+	v := verifyWith(t, m, []*x509.Certificate{other.LeafCertificate(), decoys[0]}, nil)
+	wantAny(t, v, is(attest.CheckReportSignature, attest.ReasonSignatureInvalid))
 	// A report that does not name its chip is known by its signature.
 	masked := genoa()
 	masked.EditReport = func(r attesttest.Report) { r.Put(attesttest.OffChipID, make([]byte, 64)) }
@@ -124,8 +164,35 @@ func TestLeafAmongDecoys(t *testing.T) {
 	}
 	want(t, verifyWith(t, masked, append(decoys[:9:9], m.LeafCertificate()), allow))
 	// And their number is bounded: a signature verification each.
-	v := verifyWith(t, m, append(append(decoys, decoy(t, m, 99)), m.LeafCertificate()), nil)
+	v = verifyWith(t, m, append(append(decoys, decoy(t, m, 99)), m.LeafCertificate()), nil)
 	wantAny(t, v, is(attest.CheckReportSignature, attest.ReasonSignatureInvalid))
+}
+
+// moveExtension gives an extension of a template another OID.
+func moveExtension(c *x509.Certificate, from, to asn1.ObjectIdentifier) {
+	for i := range c.ExtraExtensions {
+		if c.ExtraExtensions[i].Id.Equal(from) {
+			c.ExtraExtensions = slices.Clone(c.ExtraExtensions)
+			c.ExtraExtensions[i].Id = to
+		}
+	}
+}
+
+// A VLEK certificate names no chip: kind and TCB make it the report's.
+func TestVLEKAmongOthers(t *testing.T) {
+	m := vlek()
+	own := decoyOf(t, m, func(*x509.Certificate) {})
+	for name, c := range map[string]struct {
+		leafs []*x509.Certificate
+		want  string
+	}{
+		"its own":        {[]*x509.Certificate{decoy(t, genoa(), 1), own}, is(attest.CheckReportSignature, attest.ReasonSignatureInvalid)},
+		"another's TCB":  {[]*x509.Certificate{decoy(t, genoa(), 1), decoyOf(t, m, func(c *x509.Certificate) { attesttest.SetExtension(c, attesttest.OIDSNP, attesttest.Int(1)) })}, is(attest.CheckCertificates, attest.ReasonCertificatesUnavailable)},
+		"two of a chip":  {[]*x509.Certificate{decoy(t, genoa(), 1), decoy(t, genoa(), 2)}, is(attest.CheckCertificates, attest.ReasonCertificatesUnavailable)},
+		"neither's kind": {[]*x509.Certificate{decoyOf(t, m, func(c *x509.Certificate) { attesttest.SetExtension(c, attesttest.OIDCSPID, nil) }), decoy(t, genoa(), 2)}, is(attest.CheckCertificates, attest.ReasonCertificatesUnavailable)},
+	} {
+		t.Run(name, func(t *testing.T) { wantAny(t, verifyWith(t, m, c.leafs, nil), c.want) })
+	}
 }
 
 // A chip's certificate is made anew from time to time, with the same key.
@@ -155,6 +222,27 @@ func TestCertificatesOfSeveralDates(t *testing.T) {
 			o.Certificates = append(list, m.LeafCertificate())
 		}))
 	}
+	want(t, verifyWith(t, m, nil, func(o *attest.Options) {
+		o.Certificates = append(slices.Repeat([]*x509.Certificate{oldASK}, 20), m.Signer.ASK, m.LeafCertificate())
+	}))
+}
+
+// Intermediates of the right name and another key only cost time, up to a bound.
+func TestIntermediateAmongDecoys(t *testing.T) {
+	m := genoa()
+	var decoys []*x509.Certificate
+	for range 15 {
+		decoys = append(decoys, withKey(t, m.Signer.ASK, &attesttest.RSAKey(6).PublicKey))
+	}
+	verdict := func(askAt int, list []*x509.Certificate) *attest.Verdict {
+		list = slices.Insert(slices.Clone(list), askAt, m.Signer.ASK)
+		return verifyWith(t, m, nil, func(o *attest.Options) { o.Certificates = append(list, m.LeafCertificate()) })
+	}
+	want(t, verdict(0, decoys))
+	want(t, verdict(15, decoys))
+	more := append(decoys, withKey(t, m.Signer.ASK, &attesttest.RSAKey(6).PublicKey))
+	want(t, verdict(15, more))
+	want(t, verdict(16, more), is(attest.CheckChain, attest.ReasonChainBroken))
 }
 
 // Certificates of other machines do not keep this one's from being fetched; one
@@ -310,5 +398,47 @@ func TestSplitReportInOtherForms(t *testing.T) {
 	}
 	if _, _, err := attest.SplitReport(hcl[:1300]); err == nil {
 		t.Error("half an HCL report was accepted")
+	}
+}
+
+// What a cache remembers is the whole chain: the same leaf under another
+// intermediate or root is verified anew.
+func TestChainCacheKnowsTheWholeChain(t *testing.T) {
+	m := genoa()
+	broken := is(attest.CheckChain, attest.ReasonChainBroken)
+	other := &attesttest.RSAKey(6).PublicKey
+	ask, ark := withKey(t, m.Signer.ASK, other), withKey(t, m.Signer.ARK, other)
+	cache := new(attest.ChainCache)
+	verdict := func(ask, ark *x509.Certificate) *attest.Verdict {
+		return verifyWith(t, m, nil, func(o *attest.Options) {
+			o.Cache, o.SimRoots = cache, []*x509.Certificate{ark}
+			o.Certificates = []*x509.Certificate{ask, m.LeafCertificate()}
+		})
+	}
+	for range 2 {
+		want(t, verdict(m.Signer.ASK, m.Signer.ARK))
+		want(t, verdict(ask, m.Signer.ARK), broken)
+		want(t, verdict(m.Signer.ASK, ark), broken)
+	}
+	// The leaf's own signature counts, too.
+	forged := verifyWith(t, m, []*x509.Certificate{decoy(t, m, 1)}, func(o *attest.Options) { o.Cache = cache })
+	wantAny(t, forged, broken)
+}
+
+// Each part of a chain can be missing.
+func TestMissingCertificates(t *testing.T) {
+	m := genoa()
+	for want, certs := range map[string][]*x509.Certificate{
+		"no VCEK or VLEK":                   {m.Signer.ASK},
+		"no intermediate (ASK) of SEV-VCEK": {m.LeafCertificate()},
+		"no root (ARK) of SEV-Genoa":        {m.Signer.ASK, m.LeafCertificate()},
+	} {
+		v := verifyWith(t, m, nil, func(o *attest.Options) {
+			o.Certificates, o.SimRoots = certs, []*x509.Certificate{attesttest.NewSigner("Milan").ARK}
+		})
+		wantAny(t, v, is(attest.CheckCertificates, attest.ReasonCertificatesUnavailable))
+		if f := found(v, attest.CheckCertificates); f != want {
+			t.Errorf("found %q, expected %q", f, want)
+		}
 	}
 }

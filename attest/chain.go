@@ -120,15 +120,11 @@ func likeness(c *x509.Certificate, r *Report, now time.Time) int {
 	var hwid []byte
 	kind, layout := "", TCBLayoutMilan
 	for _, e := range c.Extensions {
-		tail, ok := amdExtension(e.Id)
-		if !ok {
-			continue
-		}
 		var level uint8
 		if n := len(e.Value); n > 0 {
 			level = e.Value[n-1] // of an INTEGER of 0 to 255
 		}
-		switch tail {
+		switch amdExtension(e.Id) {
 		case [2]int{3, 1}:
 			tcb.Bootloader = level
 		case [2]int{3, 2}:
@@ -187,15 +183,13 @@ func pickIssuer(c *x509.Certificate, from []*x509.Certificate, now time.Time) *x
 		}
 		return named[0]
 	}
-	slices.SortStableFunc(named, func(a, b *x509.Certificate) int {
-		switch va, vb := validAt(a, now), validAt(b, now); {
-		case va == vb:
+	outdated := func(c *x509.Certificate) int {
+		if validAt(c, now) {
 			return 0
-		case va:
-			return -1
 		}
 		return 1
-	})
+	}
+	slices.SortStableFunc(named, func(a, b *x509.Certificate) int { return outdated(a) - outdated(b) })
 	for _, p := range named {
 		if signedBy(c, p) == nil {
 			return p

@@ -31,15 +31,13 @@ const (
 // amdArc is the OID that those of AMD's extensions begin with.
 var amdArc = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 3704, 1}
 
-// amdExtension returns the one or two numbers behind AMD's arc; false for other
+// amdExtension returns the one or two numbers behind AMD's arc, zeros for other
 // extensions.
-func amdExtension(id asn1.ObjectIdentifier) (tail [2]int, ok bool) {
-	n := len(id) - len(amdArc)
-	if n < 1 || n > len(tail) || !id[:len(amdArc)].Equal(amdArc) {
-		return tail, false
+func amdExtension(id asn1.ObjectIdentifier) (tail [2]int) {
+	if n := len(id) - len(amdArc); n >= 1 && n <= len(tail) && id[:len(amdArc)].Equal(amdArc) {
+		copy(tail[:], id[len(amdArc):])
 	}
-	copy(tail[:], id[len(amdArc):])
-	return tail, true
+	return tail
 }
 
 // Subject common names of leaf certificates.

@@ -161,9 +161,11 @@ type FloorSource struct {
 
 // A FloorTable lists the lowest accepted TCB levels of processors.
 type FloorTable struct {
-	Version int     `yaml:"version"`
-	Date    string  `yaml:"date"` // 2006-01-02
-	Floors  []Floor `yaml:"floors"`
+	Version int    `yaml:"version"`
+	Date    string `yaml:"date"` // 2006-01-02
+	// Note says where the values are from.
+	Note   string  `yaml:"note,omitempty"`
+	Floors []Floor `yaml:"floors"`
 }
 
 // A Floor is one row: a processor, and the lowest levels that it must show.

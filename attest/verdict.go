@@ -72,8 +72,11 @@ type Verdict struct {
 	// that the checks which need one were made.
 	Live bool `json:"live"`
 	// Binding is the evidence's binding mode.
-	Binding string  `json:"binding,omitempty"`
-	Checks  []Check `json:"checks"`
+	Binding string `json:"binding,omitempty"`
+	// FloorsDate is the date of the table of TCB floors that the report was held
+	// against; empty when it was held against none.
+	FloorsDate string  `json:"floors_date,omitempty"`
+	Checks     []Check `json:"checks"`
 	// Warnings are things that no check failed on but a reader must know.
 	Warnings []string `json:"warnings,omitempty"`
 }

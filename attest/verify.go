@@ -327,12 +327,14 @@ func (v *verifier) levels(r *Report, leaf *Leaf, product Product) {
 	v.floorWarnings(r)
 }
 
-// floorWarnings warns of old floors and of products that floors cannot mend.
+// floorWarnings notes the date of the floors, and warns of old ones and of
+// products that floors cannot mend.
 func (v *verifier) floorWarnings(r *Report) {
 	t := v.policy.TCB.Floors.Table
 	if t == nil {
 		return
 	}
+	v.verdict.FloorsDate = t.Date
 	if days := v.policy.TCB.MaxAgeDays; days > 0 {
 		if age, err := t.age(v.now); err == nil && age > time.Duration(days)*24*time.Hour {
 			v.warn("the table of TCB floors is of %s, more than %d days old", t.Date, days)

@@ -132,5 +132,9 @@ func verdictSummary(v *attest.Verdict) string {
 	for _, c := range v.Checks {
 		count[c.Status]++
 	}
-	return fmt.Sprintf("%d checks passed, %d failed, %d not applicable", count[attest.Passed], count[attest.Failed], count[attest.NotApplicable])
+	s := fmt.Sprintf("%d checks passed, %d failed, %d not applicable", count[attest.Passed], count[attest.Failed], count[attest.NotApplicable])
+	if v.FloorsDate != "" {
+		s += "; TCB floors of " + v.FloorsDate
+	}
+	return s
 }
