@@ -420,6 +420,15 @@ func TestChainCacheKnowsTheWholeChain(t *testing.T) {
 		want(t, verdict(ask, m.Signer.ARK), broken)
 		want(t, verdict(m.Signer.ASK, ark), broken)
 	}
+	// A chain of the same bytes is not verified again: this one would not pass.
+	same := *m.LeafCertificate()
+	same.Signature = []byte{1}
+	again := func(c *attest.ChainCache) *attest.Verdict {
+		return verifyWith(t, m, []*x509.Certificate{&same}, func(o *attest.Options) { o.Cache = c })
+	}
+	want(t, again(cache))
+	want(t, again(nil), broken)
+	want(t, again(new(attest.ChainCache)), broken)
 	// The leaf's own signature counts, too.
 	forged := verifyWith(t, m, []*x509.Certificate{decoy(t, m, 1)}, func(o *attest.Options) { o.Cache = cache })
 	wantAny(t, forged, broken)
@@ -439,6 +448,79 @@ func TestMissingCertificates(t *testing.T) {
 		wantAny(t, v, is(attest.CheckCertificates, attest.ReasonCertificatesUnavailable))
 		if f := found(v, attest.CheckCertificates); f != want {
 			t.Errorf("found %q, expected %q", f, want)
+		}
+	}
+}
+
+// ownChain is a machine's chain with a root and an intermediate of other keys,
+// whose templates are changed.
+func ownChain(m *attesttest.Machine, edit func(root, ask *x509.Certificate)) (root, ask, leaf *x509.Certificate) {
+	rootKey, askKey := attesttest.RSAKey(6), attesttest.RSAKey(7)
+	template := func(c *x509.Certificate) *x509.Certificate {
+		t := *c
+		t.RawSubject, t.SubjectKeyId, t.AuthorityKeyId, t.PublicKey = nil, nil, nil, nil
+		t.ExtraExtensions = nil
+		return &t
+	}
+	rootTemplate, askTemplate, leafTemplate := template(m.Signer.ARK), template(m.Signer.ASK), template(m.LeafCertificate())
+	leafTemplate.ExtraExtensions = slices.Clone(leafTemplate.Extensions)
+	edit(rootTemplate, askTemplate)
+	root = attesttest.Certify(rootTemplate, rootTemplate, &rootKey.PublicKey, rootKey)
+	ask = attesttest.Certify(askTemplate, root, &askKey.PublicKey, rootKey)
+	return root, ask, attesttest.Certify(leafTemplate, ask, &attesttest.LeafKey().PublicKey, askKey)
+}
+
+func verifyOwnChain(t *testing.T, edit func(root, ask *x509.Certificate)) *attest.Verdict {
+	t.Helper()
+	m := genoa()
+	root, ask, leaf := ownChain(m, edit)
+	return verifyWith(t, m, nil, func(o *attest.Options) {
+		o.Certificates, o.SimRoots = []*x509.Certificate{ask, leaf}, []*x509.Certificate{root}
+	})
+}
+
+// A root that is not named like one of AMD's stands for no product.
+func TestRootOfAnotherName(t *testing.T) {
+	want(t, verifyOwnChain(t, func(_, _ *x509.Certificate) {}))
+	for _, names := range [][2]string{{"Genoa", "SEV-Genoa"}, {"ARK-", "SEV-"}, {"ark-Genoa", "SEV-ark-Genoa"}} {
+		v := verifyOwnChain(t, func(root, ask *x509.Certificate) {
+			root.Subject, ask.Subject = attesttest.Name(names[0]), attesttest.Name(names[1])
+		})
+		wantAny(t, v, is(attest.CheckChain, attest.ReasonChainRole))
+	}
+}
+
+// Every certificate of a chain must be valid, not the leaf alone.
+func TestChainOutOfDate(t *testing.T) {
+	past, future := attesttest.Now.AddDate(0, 0, -1), attesttest.Now.AddDate(0, 0, 1)
+	expired := is(attest.CheckCertificateTime, attest.ReasonCertificateExpired)
+	early := is(attest.CheckCertificateTime, attest.ReasonCertificateNotYetValid)
+	for name, c := range map[string]struct {
+		edit func(root, ask *x509.Certificate)
+		want string
+	}{
+		"root expired":               {func(root, _ *x509.Certificate) { root.NotAfter = past }, expired},
+		"root not yet valid":         {func(root, _ *x509.Certificate) { root.NotBefore = future }, early},
+		"intermediate expired":       {func(_, ask *x509.Certificate) { ask.NotAfter = past }, expired},
+		"intermediate not yet valid": {func(_, ask *x509.Certificate) { ask.NotBefore = future }, early},
+	} {
+		t.Run(name, func(t *testing.T) { want(t, verifyOwnChain(t, c.edit), c.want) })
+	}
+}
+
+// The note says which roots were trusted.
+func TestNoteOfUntrustedRoot(t *testing.T) {
+	m := genoa()
+	for want, roots := range map[string][]*x509.Certificate{
+		"AMD's roots are pinned": nil,
+		"AMD's are not":          {attesttest.NewImpostor("Genoa").ARK},
+	} {
+		v := verifyWith(t, m, []*x509.Certificate{m.LeafCertificate(), m.Signer.ARK}, func(o *attest.Options) { o.SimRoots = roots })
+		wantAny(t, v, arkUntrusted)
+		for _, c := range v.Checks {
+			if c.Name == string(attest.CheckChain) && !strings.Contains(c.Note, want) {
+				t.Errorf("note is %q", c.Note)
+			}
 		}
 	}
 }

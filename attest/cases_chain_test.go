@@ -70,8 +70,11 @@ func TestS32_WrongProduct(t *testing.T) {
 	if v.Product != "" {
 		t.Errorf("product is %q although nothing agrees", v.Product)
 	}
-	if v = judge(t, genoa()); v.Product != "Genoa" {
-		t.Errorf("product is %q", v.Product)
+	if v = judge(t, genoa()); v.Product != "Genoa" || found(v, attest.CheckProduct) != "Genoa (19/11/01)" {
+		t.Errorf("product is %q, found %q", v.Product, found(v, attest.CheckProduct))
+	}
+	if v = judge(t, withReport(version2)); v.Product != "Genoa" || found(v, attest.CheckProduct) != "Genoa" {
+		t.Errorf("product is %q, found %q", v.Product, found(v, attest.CheckProduct))
 	}
 	// A leaf under Genoa's root that says Milan.
 	m = genoa()

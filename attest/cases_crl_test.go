@@ -170,6 +170,23 @@ func TestS39_CRLNotFit(t *testing.T) {
 			want(t, judgeCRL(t, m, o), is(attest.CheckCRL, attest.ReasonCRLMalformed))
 		})
 	}
+	// The bound itself, and a byte more.
+	sized := func(n int) []byte {
+		return m.Signer.CRL(nil, func(l *x509.RevocationList) {
+			l.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: make([]byte, n)}}
+		})
+	}
+	const most = 1 << 20
+	filling := most - (len(sized(most-4096)) - (most - 4096))
+	for n, ok := range map[int]bool{most: true, most + 1: false} {
+		der := sized(filling + n - most)
+		if len(der) != n {
+			t.Fatalf("made %d bytes, expected %d", len(der), n)
+		}
+		if _, err := attest.ParseCRL(der); (err == nil) != ok {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
 	if _, err := attest.ParseCRL(extension(asn1.ObjectIdentifier{1, 2, 3}, false)); err != nil {
 		t.Errorf("a CRL with an extension that is not critical: %v", err)
 	}
