@@ -2,11 +2,16 @@ package attest_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/binary"
 	"math/big"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -350,6 +355,81 @@ func TestS44_LeafExtensions(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) { wantAny(t, judge(t, withLeaf(edit)), malformed) })
+	}
+	for _, id := range []asn1.ObjectIdentifier{attesttest.OIDSPL4, attesttest.OIDSPL5, attesttest.OIDSPL6, attesttest.OIDSPL7} {
+		wantAny(t, judge(t, withLeaf(func(c *x509.Certificate) { set(c, id, attesttest.Int(1)) })), malformed)
+	}
+	turin := attesttest.NewMachine(attesttest.Turin)
+	turin.Leaf = &attesttest.Leaf{ChipID: turin.ChipID, Levels: turin.Processor.Levels, Edit: func(c *x509.Certificate) {
+		set(c, attesttest.OIDStructVersion, attesttest.Int(2))
+	}}
+	wantAny(t, judge(t, turin), malformed)
+	// What is wrong is said of each.
+	for want, edit := range map[string]func(*x509.Certificate){
+		"snpSPL: the extension is missing":      func(c *x509.Certificate) { set(c, attesttest.OIDSNP, nil) },
+		"snpSPL: not an INTEGER":                func(c *x509.Certificate) { set(c, attesttest.OIDSNP, attesttest.IA5("27")) },
+		"productName: the extension is missing": func(c *x509.Certificate) { set(c, attesttest.OIDProductName, nil) },
+		"productName: not an IA5String":         func(c *x509.Certificate) { set(c, attesttest.OIDProductName, attesttest.Int(1)) },
+		"neither hwID nor cspID is present":     func(c *x509.Certificate) { set(c, attesttest.OIDHWID, nil) },
+		"found 300 characters, expected 1 to":   func(c *x509.Certificate) { set(c, attesttest.OIDProductName, attesttest.IA5(strings.Repeat("G", 300))) },
+	} {
+		if _, err := attest.ParseLeaf(withLeaf(edit).LeafCertificate()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error is %v, expected %q", err, want)
+		}
+	}
+	// The bounds themselves.
+	most, err := attest.ParseLeaf(withLeaf(func(c *x509.Certificate) {
+		set(c, attesttest.OIDSNP, attesttest.Int(255))
+		set(c, attesttest.OIDProductName, attesttest.IA5(strings.Repeat("G", 256)))
+	}).LeafCertificate())
+	if err != nil || most.TCB.SNP != 255 || len(most.ProductName) != 256 {
+		t.Errorf("%+v, %v", most, err)
+	}
+	if l, err := attest.ParseLeaf(vlek().LeafCertificate()); err != nil || l.CSPID != "CN=cloud.example" || l.Kind != "vlek" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	// Keys of other kinds.
+	p256, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := genoa()
+	for name, key := range map[string]any{"P-256": &p256.PublicKey, "RSA": &attesttest.RSAKey(6).PublicKey} {
+		leaf := *m.LeafCertificate()
+		leaf.ExtraExtensions = slices.Clone(leaf.Extensions)
+		if _, err := attest.ParseLeaf(withKey(t, &leaf, key)); err == nil || err.Error() != "the key is not ECDSA P-384" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// What package x509 would not let through.
+	if _, err := attest.ParseLeaf(m.Signer.ASK); err == nil || !strings.Contains(err.Error(), "it is a CA certificate") {
+		t.Errorf("a CA certificate: %v", err)
+	}
+	twice := *m.LeafCertificate()
+	twice.Extensions = append(slices.Clone(twice.Extensions), twice.Extensions[len(twice.Extensions)-1])
+	if _, err := attest.ParseLeaf(&twice); err == nil || !strings.Contains(err.Error(), "is repeated") {
+		t.Errorf("an extension twice: %v", err)
+	}
+	// Extensions that are no fault: known ones that are critical, unknown ones
+	// that are not, AMD's either way.
+	want(t, judge(t, withLeaf(func(c *x509.Certificate) {
+		c.KeyUsage = x509.KeyUsageDigitalSignature
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Value: []byte{5, 0}})
+		for i := range c.ExtraExtensions {
+			if c.ExtraExtensions[i].Id.Equal(attesttest.OIDSNP) {
+				c.ExtraExtensions[i].Critical = true
+			}
+		}
+	})))
+	// Only a chip's certificate of a known product has a URL.
+	for name, machine := range map[string]*attesttest.Machine{
+		"VLEK":            vlek(),
+		"unknown product": withLeaf(func(c *x509.Certificate) { set(c, attesttest.OIDProductName, attesttest.IA5("Rome")) }),
+	} {
+		l, err := attest.ParseLeaf(machine.LeafCertificate())
+		if err != nil || l.URL() != "" {
+			t.Errorf("%s: %q, %v", name, l.URL(), err)
+		}
 	}
 	// Both ways in which AMD writes a chip's id are good.
 	want(t, judge(t, withLeaf(func(c *x509.Certificate) { set(c, attesttest.OIDHWID, octets(chip[:])) })))

@@ -155,7 +155,10 @@ func TestS39_CRLNotFit(t *testing.T) {
 		"cut short":                  good[:len(good)-1],
 		"empty":                      nil,
 		"100 MB":                     make([]byte, 100<<20),
-		"no nextUpdate":              withoutNextUpdate(t, good),
+		"no nextUpdate":              withTimes(t, good, attesttest.Now, time.Time{}),
+		"nextUpdate before":          withTimes(t, good, attesttest.Now, attesttest.Now.Add(-time.Second)),
+		"delta, not critical":        extension(asn1.ObjectIdentifier{2, 5, 29, 27}, false),
+		"part, not critical":         extension(asn1.ObjectIdentifier{2, 5, 29, 28}, false),
 		"entry with critical extension": m.Signer.CRL(nil, func(l *x509.RevocationList) {
 			l.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: big.NewInt(7), RevocationTime: attesttest.NotBefore,
 				ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}}}
@@ -187,13 +190,23 @@ func TestS39_CRLNotFit(t *testing.T) {
 			t.Errorf("%d bytes: %v", n, err)
 		}
 	}
+	if _, err := attest.ParseCRL(withTimes(t, good, attesttest.Now, attesttest.Now)); err != nil {
+		t.Errorf("a CRL of a moment: %v", err)
+	}
+	reason := m.Signer.CRL(nil, func(l *x509.RevocationList) {
+		l.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: big.NewInt(7), RevocationTime: attesttest.NotBefore, ReasonCode: 1}}
+	})
+	if _, err := attest.ParseCRL(reason); err != nil {
+		t.Errorf("an entry with a reason: %v", err)
+	}
 	if _, err := attest.ParseCRL(extension(asn1.ObjectIdentifier{1, 2, 3}, false)); err != nil {
 		t.Errorf("a CRL with an extension that is not critical: %v", err)
 	}
 }
 
-// withoutNextUpdate takes nextUpdate out of a CRL; its signature no longer fits.
-func withoutNextUpdate(t *testing.T, der []byte) []byte {
+// withTimes changes the times of a CRL; its signature no longer fits. A zero
+// nextUpdate is left out.
+func withTimes(t *testing.T, der []byte, this, next time.Time) []byte {
 	t.Helper()
 	var list struct {
 		TBS struct {
@@ -211,7 +224,7 @@ func withoutNextUpdate(t *testing.T, der []byte) []byte {
 	if _, err := asn1.Unmarshal(der, &list); err != nil {
 		t.Fatal(err)
 	}
-	list.TBS.NextUpdate = time.Time{}
+	list.TBS.ThisUpdate, list.TBS.NextUpdate = this, next
 	out, err := asn1.Marshal(list)
 	if err != nil {
 		t.Fatal(err)

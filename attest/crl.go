@@ -15,10 +15,8 @@ const maxCRL = 1 << 20
 
 // CRL extensions (RFC 5280, section 5.2).
 const (
-	extAuthorityKeyID = "2.5.29.35"
-	extCRLNumber      = "2.5.29.20"
-	extDeltaCRL       = "2.5.29.27"
-	extIssuingPoint   = "2.5.29.28"
+	extDeltaCRL     = "2.5.29.27"
+	extIssuingPoint = "2.5.29.28"
 )
 
 // ParseCRL reads a CRL in DER and holds it to RFC 5280's profile of a complete
@@ -36,10 +34,8 @@ func ParseCRL(der []byte) (*x509.RevocationList, error) {
 		return nil, fmt.Errorf("CRL: %d bytes behind it", len(der)-len(l.Raw))
 	}
 	var errs []error
-	if l.NextUpdate.IsZero() {
-		errs = append(errs, errors.New("CRL: nextUpdate is missing"))
-	} else if l.NextUpdate.Before(l.ThisUpdate) {
-		errs = append(errs, errors.New("CRL: nextUpdate is before thisUpdate"))
+	if l.NextUpdate.Before(l.ThisUpdate) {
+		errs = append(errs, errors.New("CRL: nextUpdate is missing, or before thisUpdate"))
 	}
 	for _, e := range l.Extensions {
 		switch id := e.Id.String(); {
@@ -47,7 +43,7 @@ func ParseCRL(der []byte) (*x509.RevocationList, error) {
 			errs = append(errs, errors.New("CRL: it is a delta CRL"))
 		case id == extIssuingPoint:
 			errs = append(errs, errors.New("CRL: it covers only a part (issuing distribution point)"))
-		case e.Critical && id != extAuthorityKeyID && id != extCRLNumber:
+		case e.Critical:
 			errs = append(errs, fmt.Errorf("CRL: critical extension %s is unknown", id))
 		}
 	}
@@ -133,7 +129,7 @@ func (v *verifier) checkRevocation(c chain, r revocation) []Check {
 		}
 		if judged.Status == Passed && (good == nil || l.ThisUpdate.After(good.ThisUpdate)) {
 			good = l
-		} else if judged.Status == Failed {
+		} else {
 			worst = judged
 		}
 	}

@@ -136,7 +136,7 @@ func parseLeaf(c *x509.Certificate) (*Leaf, error) {
 	case 0:
 		// The reserved levels exist in this version only, and are zero.
 		for _, id := range []string{extSPL4, extSPL5, extSPL6, extSPL7} {
-			if v, err := extByte(ext, id); err == nil && v != 0 {
+			if v, _ := extByte(ext, id); v != 0 {
 				bad("reserved level %s is %d, expected 0", id, v)
 			}
 		}
