@@ -258,10 +258,8 @@ func checkSMT(r *Report) Check {
 // platformWants are the policy's wants of PLATFORM_INFO, and those that come with
 // the floors of the report's processor where the policy says nothing.
 func platformWants(r *Report, p *Policy) map[string]Want {
-	wants := maps.Clone(p.Platform.Bits)
-	if wants == nil {
-		wants = map[string]Want{}
-	}
+	wants := map[string]Want{}
+	maps.Copy(wants, p.Platform.Bits)
 	if r.CPUID != nil && p.TCB.Floors.Table != nil {
 		if f := p.TCB.Floors.Table.Find(*r.CPUID); f != nil {
 			for name, w := range f.Platform {

@@ -56,6 +56,37 @@ func TestFirmwareInWords(t *testing.T) {
 	}
 }
 
+// What is not asked for is shown, and not called good.
+func TestWhatIsNotAskedFor(t *testing.T) {
+	m := withReport(func(r attesttest.Report) {
+		r.PutU64(attesttest.OffPolicy, 0x30137)
+		r.PutU32(attesttest.OffGuestSVN, 7)
+	})
+	v := bare(t, m, m.SignedReport([64]byte{1}), attest.Expect{}, nil)
+	want(t, v)
+	for name, f := range map[attest.CheckName]string{
+		attest.CheckGuestABI: "1.55", attest.CheckGuestGolden: "0x30137", attest.CheckGuestSVN: "7",
+		attest.CheckMitigations: "launch 0x0, current 0x0",
+		attest.CheckFamilyID:    strings.Repeat("0", 32), attest.CheckImageID: strings.Repeat("0", 32),
+		attest.CheckIDKey: strings.Repeat("0", 96), attest.CheckAuthorKey: strings.Repeat("0", 96),
+		attest.CheckMeasurement: attesttest.LaunchDigest.String(), attest.CheckReportData: "01" + strings.Repeat("00", 63),
+	} {
+		if c := checkOf(t, v, name); c.Status != attest.NotApplicable || c.Found != f || c.Note == "" {
+			t.Errorf("%+v", c)
+		}
+	}
+	v = bare(t, m, m.SignedReport([64]byte{1}), attest.Expect{}, func(o *attest.Options) {
+		o.Policy = attest.DefaultPolicy()
+		o.Policy.Products, o.Policy.HostData, o.Policy.Platform.Bits = nil, attest.HostDataAny, nil
+	})
+	want(t, v)
+	for name, f := range map[attest.CheckName]string{attest.CheckPolicyProduct: "Genoa", attest.CheckHostData: strings.Repeat("0", 64)} {
+		if c := checkOf(t, v, name); c.Status != attest.NotApplicable || c.Found != f {
+			t.Errorf("%+v", c)
+		}
+	}
+}
+
 // A bit that a policy leaves alone is not called good when it is set.
 func TestBitsThatAreLeftAlone(t *testing.T) {
 	silent := func(p *attest.Policy) {
