@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 
@@ -78,9 +79,17 @@ func idblockFields() []cli.Flag {
 		&cli.StringFlag{Name: "golden", Usage: "take launch digest and policy from golden values in `FILE`"},
 		&cli.StringFlag{Name: "family-id", Usage: "16 bytes in `HEX`, or up to 16 characters after \"text:\""},
 		&cli.StringFlag{Name: "image-id", Usage: "16 bytes in `HEX`, or up to 16 characters after \"text:\""},
-		&cli.Uint64Flag{Name: "svn", Usage: "guest SVN"},
+		&cli.StringFlag{Name: "svn", Value: "0", Usage: "guest SVN, in decimal"},
 		&cli.StringFlag{Name: "policy", Value: "0x30000", Usage: "guest policy; must be the one that the VM is started with"},
 	}
+}
+
+func guestSVN(c *cli.Context) (uint32, error) {
+	n, err := decimal(c, "svn")
+	if err == nil && (n < 0 || n > math.MaxUint32) {
+		err = fmt.Errorf("--svn: found %d, expected a number of at most 32 bits", n)
+	}
+	return uint32(n), err
 }
 
 func idblockKeys() []cli.Flag {
@@ -221,12 +230,10 @@ func idblockFieldsInto(c *cli.Context, block *measure.IDBlock) error {
 			return err
 		}
 	}
-	svn := c.Uint64("svn")
-	if svn > 1<<32-1 {
-		return fmt.Errorf("--svn: found %d, expected at most 32 bits", svn)
-	}
-	block.GuestSVN = uint32(svn)
 	var err error
+	if block.GuestSVN, err = guestSVN(c); err != nil {
+		return err
+	}
 	block.Policy, err = parseNumber("policy", policy, 64)
 	return err
 }

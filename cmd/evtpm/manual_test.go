@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/urfave/cli/v2"
 )
 
 // manuals are the pages whose commands are run.
@@ -193,4 +195,30 @@ func copyFile(to, from string) error {
 	defer dst.Close()
 	_, err = io.Copy(dst, src)
 	return err
+}
+
+// TestLaunchDigestsFlags: docs/launch-digests.md names every flag of the commands
+// that it is about.
+func TestLaunchDigestsFlags(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/launch-digests.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var check func(name string, c *cli.Command)
+	check = func(name string, c *cli.Command) {
+		for _, f := range c.Flags {
+			if flag := "--" + f.Names()[0]; !bytes.Contains(doc, []byte(flag+"`")) {
+				t.Errorf("%s: %s is not in docs/launch-digests.md", name, flag)
+			}
+		}
+		for _, sub := range c.Subcommands {
+			check(name+" "+sub.Name, sub)
+		}
+	}
+	for _, c := range commands(&ui{}, nil) {
+		switch c.Name {
+		case "measure", "explain", "diff", "ovmf", "idblock":
+			check(c.Name, c)
+		}
+	}
 }

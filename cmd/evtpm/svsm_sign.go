@@ -32,7 +32,7 @@ func svsmSignCommand(u *ui) *cli.Command {
 			&cli.StringFlag{Name: "auth", Usage: "ID authentication information in `FILE`, made by evtpm idblock sign"},
 			&cli.StringFlag{Name: "family-id", Usage: "16 bytes in `HEX`, or up to 16 characters after \"text:\""},
 			&cli.StringFlag{Name: "image-id", Usage: "16 bytes in `HEX`, or up to 16 characters after \"text:\""},
-			&cli.Uint64Flag{Name: "svn", Usage: "guest SVN"},
+			&cli.StringFlag{Name: "svn", Value: "0", Usage: "guest SVN, in decimal"},
 			&cli.StringFlag{Name: "block", Usage: "write the bytes to sign to `FILE`"},
 			&cli.BoolFlag{Name: "replace", Usage: "replace the ID block that the image has"},
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "write the signed image to `FILE`"}),
@@ -58,10 +58,9 @@ func (u *ui) svsmSign(c *cli.Context) error {
 	if err := errors.Join(readID("family-id", c.String("family-id"), &o.FamilyID), readID("image-id", c.String("image-id"), &o.ImageID)); err != nil {
 		return err
 	}
-	if svn := c.Uint64("svn"); svn > 1<<32-1 {
-		return fmt.Errorf("--svn: found %d, expected at most 32 bits", svn)
+	if o.GuestSVN, err = guestSVN(c); err != nil {
+		return err
 	}
-	o.GuestSVN = uint32(c.Uint64("svn"))
 	block, err := f.NewIDBlock(o)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
