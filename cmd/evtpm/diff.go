@@ -2,10 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -199,8 +203,14 @@ func diffLaunches(a, b *launchSide) *diffDocument {
 		doc.VCPUs = &[2]int{d.VMSAsA, d.VMSAsB}
 	}
 	// vCPUs beyond the second are as the second is.
-	for i := range min(len(a.vmsas), len(b.vmsas), 2) {
-		if a.vmsas[i] == nil || b.vmsas[i] == nil {
+	pagesA, pagesB := vmsaPages(a.pages), vmsaPages(b.pages)
+	for i := range min(len(pagesA), len(pagesB), 2) {
+		known := i < len(a.vmsas) && i < len(b.vmsas) && a.vmsas[i] != nil && b.vmsas[i] != nil
+		if !known {
+			// A trace has the digest of a save area alone.
+			if x, y := pagesA[i].Contents, pagesB[i].Contents; x != y {
+				doc.Registers = append(doc.Registers, vmsaDiff{i, "contents", x.String(), y.String()})
+			}
 			continue
 		}
 		for _, r := range a.vmsas[i].Diff(b.vmsas[i]) {
@@ -208,6 +218,16 @@ func diffLaunches(a, b *launchSide) *diffDocument {
 		}
 	}
 	return doc
+}
+
+func vmsaPages(pages []measure.Page) []measure.Page {
+	var out []measure.Page
+	for _, p := range pages {
+		if p.Type == measure.PageVMSA {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func textOf(p *measure.Page) *pageText {
@@ -244,8 +264,31 @@ func diffGolden(a, b *measure.Golden) (*diffDocument, error) {
 			return nil, err
 		}
 	}
+	// Lists are compared by what their elements are named after.
+	for i := range fields {
+		if err := errors.Join(spread(fields[i], "inputs", "name"), spreadPCRs(fields[i])); err != nil {
+			return nil, err
+		}
+	}
+	names := slices.Collect(maps.Keys(fields[0]))
+	for name := range fields[1] {
+		if fields[0][name] == nil {
+			names = append(names, name)
+		}
+	}
+	order := []string{"name", "platform", "host_profile", "launch_digests", "policy", "host_data", "id_block", "pcrs", "inputs"}
+	place := func(name string) int {
+		first, _, _ := strings.Cut(name, ".")
+		if i := slices.Index(order, first); i >= 0 {
+			return i
+		}
+		return len(order)
+	}
+	slices.SortFunc(names, func(x, y string) int {
+		return cmp.Or(cmp.Compare(place(x), place(y)), cmp.Compare(len(x), len(y)), strings.Compare(x, y))
+	})
 	doc := &diffDocument{Same: true}
-	for _, name := range []string{"name", "platform", "host_profile", "launch_digests", "policy", "host_data", "id_block", "pcrs", "inputs"} {
+	for _, name := range names {
 		x, y := fields[0][name], fields[1][name]
 		if x == nil {
 			x = json.RawMessage("null")
@@ -263,6 +306,49 @@ func diffGolden(a, b *measure.Golden) (*diffDocument, error) {
 		}
 	}
 	return doc, nil
+}
+
+// spread replaces a list of objects by its elements, each under the list's name and
+// its own: {"inputs": [{"name": "kernel", ...}]} is {"inputs.kernel": {...}}.
+func spread(fields map[string]json.RawMessage, list, key string) error {
+	if fields[list] == nil {
+		return nil
+	}
+	var elements []map[string]json.RawMessage
+	if err := json.Unmarshal(fields[list], &elements); err != nil {
+		return err
+	}
+	delete(fields, list)
+	for _, e := range elements {
+		name := list + "." + strings.Trim(string(e[key]), `"`)
+		for fields[name] != nil {
+			name += "+" // of a second one with this name
+		}
+		delete(e, key)
+		data, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		fields[name] = data
+	}
+	return nil
+}
+
+// spreadPCRs does the same with PCRs, whose list lies beside their bank.
+func spreadPCRs(fields map[string]json.RawMessage) error {
+	if fields["pcrs"] == nil {
+		return nil
+	}
+	var pcrs map[string]json.RawMessage
+	if err := json.Unmarshal(fields["pcrs"], &pcrs); err != nil {
+		return err
+	}
+	fields["pcrs"] = pcrs["values"]
+	if err := spread(fields, "pcrs", "pcr"); err != nil {
+		return err
+	}
+	fields["pcrs.bank"] = pcrs["bank"]
+	return nil
 }
 
 // lines say the differences in words.

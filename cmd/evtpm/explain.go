@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -72,7 +73,7 @@ func (u *ui) explain(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	candidates, err := tries(c, l, found.cpuid)
+	candidates, err := tries(c, l, found)
 	if err != nil {
 		return err
 	}
@@ -152,6 +153,7 @@ type foundLaunch struct {
 	digest []byte
 	fields *explain.Fields // nil of a bare digest
 	cpuid  *attest.CPUID   // of the host; nil where no report says it
+	inputs []measure.GoldenInput
 }
 
 // found reads what was launched.
@@ -215,12 +217,29 @@ func foundGolden(name string) (*foundLaunch, error) {
 			f.AuthorKeyDigest = *b.AuthorKeyDigest
 		}
 	}
-	return &foundLaunch{digest: g.LaunchDigests[0][:], fields: f}, nil
+	return &foundLaunch{digest: g.LaunchDigests[0][:], fields: f, inputs: g.Inputs}, nil
 }
 
-// tries reads the candidates.
-func tries(c *cli.Context, l *launchInput, id *attest.CPUID) (explain.Candidates, error) {
+// tries reads the candidates: files and lines that flags name, and what golden
+// values say that they derive from.
+func tries(c *cli.Context, l *launchInput, found *foundLaunch) (explain.Candidates, error) {
 	out := explain.Candidates{Cmdlines: c.StringSlice("try-append")}
+	for _, in := range found.inputs {
+		switch {
+		case in.Name == "cmdline":
+			out.Cmdlines = append(out.Cmdlines, in.Value)
+		case (in.Name == "kernel" || in.Name == "initrd") && len(in.SHA256) == sha256.Size:
+			file := explain.File{Name: fmt.Sprintf("with SHA-256 %s", in.SHA256), SHA256: [sha256.Size]byte(in.SHA256)}
+			if in.Value != "" {
+				file.Name = in.Value
+			}
+			if in.Name == "kernel" {
+				out.Kernels = append(out.Kernels, file)
+			} else {
+				out.Initrds = append(out.Initrds, file)
+			}
+		}
+	}
 	for _, name := range c.StringSlice("try-ovmf") {
 		img, err := scanFirmware(name, l.Options.Mode)
 		if err != nil {
@@ -244,7 +263,7 @@ func tries(c *cli.Context, l *launchInput, id *attest.CPUID) (explain.Candidates
 	if l.Boot == nil {
 		out.Boots = boots(c, out)
 	}
-	if id != nil {
+	if id := found.cpuid; id != nil {
 		if sig, err := measure.SignatureOf(int(id.Family), int(id.Model), int(id.Stepping)); err == nil {
 			out.Signatures = append(out.Signatures, explain.Signature{Name: fmt.Sprintf("host (%#x in the report)", sig), Value: sig})
 		}

@@ -585,7 +585,7 @@ func (l *launchInput) describe(p *parameters) {
 		}
 		value("cmdline", l.Boot.Cmdline)
 	}
-	value("vcpus", strconv.Itoa(l.Options.VCPUs))
+	value("cpu_count", strconv.Itoa(l.Options.VCPUs))
 	if l.Options.VMM == measure.VMMQEMU {
 		value("cpu_model", l.CPUModel)
 		value("cpu_signature", fmt.Sprintf("%#x", l.Options.CPUSignature))
