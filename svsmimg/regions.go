@@ -105,21 +105,23 @@ func (f *File) regions(mask uint32) regions {
 
 // entry is the address at which a platform's boot vCPU starts.
 func (f *File) entry(mask uint32) (uint64, bool) {
-	for _, c := range f.contexts(mask) {
-		page := f.Bytes(c.Data)
-		if mask == f.Mask(PlatformSNP) || mask == f.Mask(PlatformSEVES) {
-			v, err := measure.ParseVMSA(page)
-			if err != nil {
-				return 0, false
-			}
-			return v.CS.Base + v.RIP, true
-		}
-		if n, err := ParseNativeContext(page); err == nil {
-			return uint64(n.CodeBase) + n.RIP, true
-		}
+	contexts := f.contexts(mask)
+	if len(contexts) == 0 {
 		return 0, false
 	}
-	return 0, false
+	page := f.Bytes(contexts[0].Data)
+	if mask == f.Mask(PlatformSNP) || mask == f.Mask(PlatformSEVES) {
+		v, err := measure.ParseVMSA(page)
+		if err != nil {
+			return 0, false
+		}
+		return v.CS.Base + v.RIP, true
+	}
+	n, err := ParseNativeContext(page)
+	if err != nil {
+		return 0, false
+	}
+	return uint64(n.CodeBase) + n.RIP, true
 }
 
 // A run is neighbouring memory that a platform's PAGE_DATA headers fill with

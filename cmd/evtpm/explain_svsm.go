@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/evtpm/evtpm/launch"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/measure/explain"
 	"github.com/evtpm/evtpm/svsmimg"
@@ -29,8 +30,8 @@ func explainSVSM(ctx context.Context, l *launchInput, digest []byte) (*explain.R
 		}
 		seen[sig.Value] = true
 		for _, profile := range svsmimg.Profiles() {
-			for _, zero := range []bool{false, true} {
-				o := svsmimg.SequenceOptions{Profile: profile, CPUSignature: sig.Value, NativeZero: zero}
+			for _, way := range svsmWays(l.plan) {
+				o := svsmimg.SequenceOptions{Profile: profile, CPUSignature: sig.Value, NativeZero: way.zero}
 				v := explain.Variant{VCPUs: profile == svsmimg.ProfileKVM, Expected: l.Options.VCPUs}
 				if v.VCPUs {
 					o.VCPUs = measure.MaxVCPUs
@@ -38,7 +39,7 @@ func explainSVSM(ctx context.Context, l *launchInput, digest []byte) (*explain.R
 					continue // the file's VMSAs say it
 				}
 				var err error
-				if v.Sequence, err = l.plan.SVSMSequence(o); err != nil {
+				if v.Sequence, err = way.sequence(o); err != nil {
 					continue // no launch on such a host
 				}
 				differ := func(field, expected, found, text string) {
@@ -50,8 +51,11 @@ func explainSVSM(ctx context.Context, l *launchInput, digest []byte) (*explain.R
 				if sig.Value != l.Options.CPUSignature {
 					differ("cpu", l.CPUModel, sig.Name, fmt.Sprintf("CPU %s instead of %s", sig.Name, l.CPUModel))
 				}
-				if zero {
+				if way.zero {
 					differ("native_zero", "off", "on", "pages without data measured as the AMD-SP's zero pages")
+				}
+				if way.hardware {
+					differ("platform", launch.PlatformSim, launch.PlatformSNP, "platform snp instead of sim: without the simulated SVSM")
 				}
 				variants = append(variants, v)
 			}
@@ -63,4 +67,21 @@ func explainSVSM(ctx context.Context, l *launchInput, digest []byte) (*explain.R
 		r.Unexplained = []explain.Region{{Name: "SVSM image", GPA: first.GPA, Tried: "1 image, every host profile, 1 to 512 vCPUs of every CPU model of QEMU"}}
 	}
 	return r, err
+}
+
+// An svsmWay is a way to launch an image that host and vCPUs do not decide.
+type svsmWay struct {
+	sequence func(svsmimg.SequenceOptions) (*measure.Sequence, error)
+	zero     bool // pages without data by the AMD-SP's own page type
+	hardware bool // as on platform snp, where the plan's is sim
+}
+
+// svsmWays lists the ways for a plan's image, the planned one first.
+func svsmWays(p *launch.Plan) []svsmWay {
+	ways := []svsmWay{{sequence: p.SVSMSequence}, {sequence: p.SVSMSequence, zero: true}}
+	if p.Extracted != nil && !p.Extracted.SVSM {
+		image := p.SVSMImage.Sequence
+		ways = append(ways, svsmWay{sequence: image, hardware: true}, svsmWay{sequence: image, zero: true, hardware: true})
+	}
+	return ways
 }
