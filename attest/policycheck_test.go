@@ -6,6 +6,7 @@ import (
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/attesttest"
+	"github.com/evtpm/evtpm/measure"
 )
 
 // What a verdict says beside a reason is part of it: it is what people act on.
@@ -125,6 +126,70 @@ func TestBitsThatAreLeftAlone(t *testing.T) {
 		want(t, v)
 		if got := checkOf(t, v, c.check); got.Status != c.status {
 			t.Errorf("policy %#x, platform %#x: %+v", c.guest, c.info, got)
+		}
+	}
+}
+
+// Every border of the table of products.
+func TestProductsByCPUID(t *testing.T) {
+	for _, c := range []struct {
+		family, model uint8
+		name          string
+	}{
+		{0x18, 0x00, ""}, {0x17, 0x31, ""},
+		{0x19, 0x00, "Milan"}, {0x19, 0x01, "Milan"}, {0x19, 0x0F, "Milan"},
+		{0x19, 0x10, "Genoa"}, {0x19, 0x1F, "Genoa"}, {0x19, 0x20, ""}, {0x19, 0x9F, ""},
+		{0x19, 0xA0, "Bergamo-Siena"}, {0x19, 0xAF, "Bergamo-Siena"}, {0x19, 0xB0, ""}, {0x19, 0xFF, ""},
+		{0x1A, 0x00, "Turin"}, {0x1A, 0x0F, "Turin"}, {0x1A, 0x10, "Turin-Dense"}, {0x1A, 0x1F, "Turin-Dense"},
+		{0x1A, 0x20, ""}, {0x1A, 0x4F, ""}, {0x1A, 0x50, "Venice"}, {0x1A, 0x5F, "Venice"}, {0x1A, 0x60, ""}, {0x1B, 0x00, ""},
+	} {
+		if p, ok := (attest.CPUID{Family: c.family, Model: c.model}).Product(); p.Name != c.name || ok != (c.name != "") {
+			t.Errorf("%#x/%#x is %q, expected %q", c.family, c.model, p.Name, c.name)
+		}
+	}
+}
+
+// Golden values decide about HOST_DATA, whatever the policy accepts.
+func TestHostDataOfGoldenValues(t *testing.T) {
+	m := withReport(func(r attesttest.Report) { r[attesttest.OffHostData] = 1 })
+	accept := func(p *attest.Policy) { p.HostData = attest.HostDataAny }
+	want(t, judgeWith(t, m, accept), is(attest.CheckHostData, attest.ReasonHostData))
+	o := options(m)
+	o.Policy = attest.DefaultPolicy()
+	g := m.Golden()
+	g.HostData = make([]byte, 32)
+	g.HostData[0] = 1
+	v, err := attest.Verify(t.Context(), m.Evidence(), g, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, v)
+}
+
+// A VLEK's report names no chip that could be believed, even if it has a CHIP_ID.
+func TestChipOfVLEK(t *testing.T) {
+	m := vlek()
+	m.EditReport = func(r attesttest.Report) { r.PutU32(attesttest.OffSignerInfo, 1<<2) }
+	v := bare(t, m, m.SignedReport([64]byte{1}), attest.Expect{}, func(o *attest.Options) { o.ChipID = m.ChipID[:] })
+	want(t, v, is(attest.CheckChip, attest.ReasonChipUnprovable))
+}
+
+// All accepted values are named when none is found.
+func TestAcceptedValuesInWords(t *testing.T) {
+	m := genoa()
+	one, two := make([]byte, 48), make([]byte, 48)
+	one[0], two[0] = 1, 2
+	v := bare(t, m, m.SignedReport([64]byte{1}), attest.Expect{Measurements: []measure.Digest{measure.Digest(one), measure.Digest(two)}}, func(o *attest.Options) {
+		o.Policy = attest.DefaultPolicy()
+		o.Policy.IDBlock.IDKeys = []measure.HexBytes{one, two}
+		o.Policy.Products, o.Policy.Signers = []string{"Milan", "Turin"}, []string{"vlek"}
+	})
+	either := "01" + strings.Repeat("00", 47) + " or 02" + strings.Repeat("00", 47)
+	for name, expected := range map[attest.CheckName]string{
+		attest.CheckIDKey: either, attest.CheckMeasurement: either, attest.CheckPolicyProduct: "Milan, Turin", attest.CheckPolicySigner: "vlek",
+	} {
+		if c := checkOf(t, v, name); c.Status != attest.Failed || c.Expected != expected {
+			t.Errorf("%+v", c)
 		}
 	}
 }
