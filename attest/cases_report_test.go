@@ -215,6 +215,11 @@ func TestS14_ReservedRanges(t *testing.T) {
 			})
 		}
 	}
+	// All of them are named.
+	m := withReport(func(r attesttest.Report) { r[0x4C], r[0x18B], r[0x1EF] = 1, 1, 1 })
+	if f := found(judge(t, m), attest.CheckReportReserved); f != "set bytes in 0x04c to 0x04f, 0x18b to 0x19f, 0x1ef to 0x1ef" {
+		t.Errorf("found %q", f)
+	}
 	for _, off := range []int{0x330, 0x49F} {
 		want(t, judge(t, withSigned(func(r attesttest.Report) { r[off] = 1 })), is(attest.CheckReportReserved, attest.ReasonReservedNotZero))
 	}
@@ -477,6 +482,8 @@ func TestS54_ExpectationThatExpectsNothing(t *testing.T) {
 		{ReportData: make([]byte, 64)},
 		{ReportData: make([]byte, 32)},
 		{ReportData: make([]byte, 65)},
+		{ReportData: bytes.Repeat([]byte{1}, 32)},
+		{ReportData: bytes.Repeat([]byte{1}, 65)},
 	} {
 		if _, err := attest.VerifyReport(t.Context(), report, nil, e, options(m)); err == nil {
 			t.Errorf("no error for expected report data of %d bytes", len(e.ReportData))

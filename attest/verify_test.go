@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/attesttest"
@@ -48,11 +49,32 @@ func TestGoodMachinesAreTrusted(t *testing.T) {
 				if !v.Trusted() || v.Platform != attest.PlatformSim {
 					t.Errorf("%s on platform %q:\n%s", v.Result, v.Platform, reasons(v))
 				}
+				if v.Binding != binding || v.Live || !v.Time.Equal(attesttest.Now) || v.Schema != attest.VerdictSchema {
+					t.Errorf("%+v", v)
+				}
 				if v.Class() != attest.ClassOK {
 					t.Errorf("class is %d", v.Class())
 				}
 			})
 		}
+	}
+}
+
+// Zero options judge now.
+func TestNowByDefault(t *testing.T) {
+	m := genoa()
+	before := time.Now()
+	v, err := attest.VerifyReport(t.Context(), m.SignedReport([64]byte{1}), m.CertTable(), attest.Expect{}, attest.Options{})
+	if err != nil || v.Time.Before(before.Add(-time.Minute)) || v.Time.After(time.Now().Add(time.Minute)) {
+		t.Errorf("judged at %v, %v", v.Time, err)
+	}
+}
+
+// A policy that is none is an error for a bare report, too.
+func TestPolicyOfBareReport(t *testing.T) {
+	m := genoa()
+	if _, err := attest.VerifyReport(t.Context(), m.SignedReport([64]byte{1}), m.CertTable(), attest.Expect{}, attest.Options{Policy: new(attest.Policy)}); err == nil {
+		t.Error("an empty policy was accepted")
 	}
 }
 
