@@ -104,6 +104,9 @@ func TestS08_VersionZeroAndOne(t *testing.T) {
 		m := withReport(func(r attesttest.Report) { r.PutU32(attesttest.OffVersion, version) })
 		v := judge(t, m)
 		wantAny(t, v, is(attest.CheckReportVersion, attest.ReasonReportVersion))
+		if c := checkOf(t, v, attest.CheckReportLength); c.Status != attest.Passed {
+			t.Errorf("%+v", c)
+		}
 		for _, c := range v.Failures() {
 			if c.Name == string(attest.CheckReportVersion) && !bytes.Contains([]byte(c.Found), []byte(fmt.Sprintf("version %d", version))) {
 				t.Errorf("version is not named: %q", c.Found)

@@ -861,8 +861,12 @@ func TestV28_ClockBackwards(t *testing.T) {
 	want(t, seen(r, 6000, 2, 0), backwards)
 	want(t, seen(r, 6000, 1, 9), backwards)
 	want(t, seen(r, 6000, 2, 1))
-	want(t, seen(r, 10, 3, 0)) // a reset starts them anew
+	want(t, seen(r, 6000, 2, 2)) // resumed: PCRs are kept
 	want(t, seen(r, 6000, 2, 1), backwards)
+	// A reset within a launch starts the PCRs anew.
+	wasReset := is(attest.CheckQuoteClock, attest.ReasonTPMReset)
+	want(t, seen(r, 10, 3, 0), wasReset)
+	want(t, seen(r, 7000, 3, 2), wasReset)
 	// A clock that may have lost time is said, not refused.
 	m := genoa()
 	m.TPM.Clock.Safe = false

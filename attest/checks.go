@@ -203,6 +203,7 @@ const (
 	ReasonQuoteSignature Reason = "quote-signature-invalid"
 	ReasonQuoteNonce     Reason = "quote-nonce-differs"
 	ReasonClockBackwards Reason = "clock-backwards"
+	ReasonTPMReset       Reason = "tpm-reset"
 	ReasonPCRBank        Reason = "pcr-bank"
 	ReasonPCRSelection   Reason = "pcr-selection-differs"
 	ReasonPCRForm        Reason = "pcr-malformed"
@@ -423,8 +424,9 @@ var checkTable = []CheckInfo{
 	{CheckQuoteNonce, ClassVTPM, true, "the quote's extraData is SHA-256 of the nonce", []ReasonInfo{
 		{ReasonQuoteNonce, "it differs: an old quote, or another challenge's"},
 	}},
-	{CheckQuoteClock, ClassVTPM, true, "the TPM's clock and reset counters did not run backwards since it was last seen", []ReasonInfo{
+	{CheckQuoteClock, ClassVTPM, true, "the TPM was not reset since it was last seen, and its clock and counters did not run backwards", []ReasonInfo{
 		{ReasonClockBackwards, "they did"},
+		{ReasonTPMReset, "it was: its PCRs started anew while the launch went on"},
 	}},
 	{CheckPCRSelection, ClassVTPM, true, "the quote covers exactly the PCRs and the bank that were asked for", []ReasonInfo{
 		{ReasonPCRBank, "another bank"},

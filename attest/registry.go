@@ -58,12 +58,17 @@ func checkLifecycle(s Sighting, earlier []Sighting) Check {
 }
 
 // checkClock compares the TPM's counters with those last seen for the EK. They
-// may stand still in saved evidence that is judged again, not run backwards.
+// may stand still in saved evidence that is judged again, not run backwards. Nor
+// may an ephemeral vTPM be reset: it lives as long as the launch, and its PCRs
+// would start anew in a guest that goes on.
 func checkClock(s Sighting, earlier []Sighting) Check {
 	found := fmt.Sprintf("reset count %d, restart count %d, clock %d ms", s.ResetCount, s.RestartCount, s.Clock)
 	for _, e := range earlier {
 		if e.EK.String() != s.EK.String() {
 			continue
+		}
+		if s.ResetCount > e.ResetCount && e.ReportID.String() == s.ReportID.String() {
+			return fail(CheckQuoteClock, ReasonTPMReset, fmt.Sprintf("reset count %d", e.ResetCount), found)
 		}
 		back := s.ResetCount < e.ResetCount ||
 			s.ResetCount == e.ResetCount && (s.RestartCount < e.RestartCount || s.Clock < e.Clock)

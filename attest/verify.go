@@ -116,7 +116,6 @@ type verifier struct {
 	vtpm   bool            // whole evidence
 
 	parsed    *Report
-	product   Product
 	tableCRLs [][]byte
 
 	checks  map[CheckName]Check
@@ -151,8 +150,7 @@ func newVerifier(o Options) (*verifier, error) {
 // put adds checks. A failed check is never replaced by another outcome.
 func (v *verifier) put(checks ...Check) {
 	for _, c := range checks {
-		name := CheckName(c.Name)
-		if old, ok := v.checks[name]; !ok || old.Status != Failed {
+		if name := CheckName(c.Name); v.checks[name].Status != Failed {
 			v.checks[name] = c
 		}
 	}
@@ -161,9 +159,7 @@ func (v *verifier) put(checks ...Check) {
 // block puts a failed check that keeps others from being made.
 func (v *verifier) block(c Check) {
 	v.put(c)
-	if v.blocker == nil {
-		v.blocker = &c
-	}
+	v.blocker = &c
 }
 
 func (v *verifier) warn(format string, args ...any) {
@@ -284,7 +280,7 @@ func (v *verifier) authenticity(ctx context.Context, r *Report, certTable []byte
 	)
 	v.put(v.checkRevocation(c, v.gatherCRLs(ctx, c, leaf))...)
 	product, check := checkProduct(r, leaf, c, v.policy)
-	if check.Status == Failed && product.Name == "" {
+	if product.Name == "" {
 		v.block(check)
 		return
 	}
@@ -292,7 +288,6 @@ func (v *verifier) authenticity(ctx context.Context, r *Report, certTable []byte
 		v.verdict.Product = product.Name
 	}
 	v.put(check, checkPolicyProduct(product, v.policy), checkChipBinding(r, leaf, product, v.policy))
-	v.product = product
 	v.levels(r, leaf, product)
 }
 

@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"net"
@@ -76,6 +77,36 @@ func TestPolicyOfBareReport(t *testing.T) {
 	if _, err := attest.VerifyReport(t.Context(), m.SignedReport([64]byte{1}), m.CertTable(), attest.Expect{}, attest.Options{Policy: new(attest.Policy)}); err == nil {
 		t.Error("an empty policy was accepted")
 	}
+}
+
+// A chip id is pinned whole.
+func TestPinnedChipHasALength(t *testing.T) {
+	m := genoa()
+	for _, id := range [][]byte{m.ChipID[:63], append(bytes.Clone(m.ChipID[:]), 1), m.ChipID[:1]} {
+		o := options(m)
+		o.ChipID = id
+		if _, err := attest.VerifyReport(t.Context(), m.SignedReport([64]byte{1}), m.CertTable(), attest.Expect{}, o); err == nil {
+			t.Errorf("%d bytes were accepted", len(id))
+		}
+	}
+}
+
+// fickle is a registry that first says that the EK was seen in another launch,
+// then that it was not.
+type fickle struct{}
+
+func (fickle) Observe(_ context.Context, s attest.Sighting, judge func([]attest.Sighting) bool) error {
+	judge([]attest.Sighting{{EK: s.EK, ReportID: []byte{1}}})
+	judge(nil)
+	return nil
+}
+
+// What has failed stays failed.
+func TestFailureIsNotTakenBack(t *testing.T) {
+	m := genoa()
+	o := options(m)
+	o.Registry = fickle{}
+	want(t, verify(t, m, o), is(attest.CheckLifecycle, attest.ReasonEKReused))
 }
 
 func TestChallenge(t *testing.T) {
