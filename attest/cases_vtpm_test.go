@@ -761,6 +761,11 @@ func TestV22_NotAQuote(t *testing.T) {
 		}
 		v := judge(t, withEvidence(func(ev *evidence.Evidence) { ev.Quote = ev.Quote[:n] }))
 		wantAny(t, v, malformed)
+		for _, name := range []attest.CheckName{attest.CheckQuoteNonce, attest.CheckPCRSelection, attest.CheckPCRDigest} {
+			if c := checkOf(t, v, name); c.Reason != string(attest.ReasonNotMade) || !strings.Contains(c.Note, "quote-form failed") {
+				t.Errorf("%+v", c)
+			}
+		}
 	}
 	wantAny(t, judge(t, withEvidence(func(ev *evidence.Evidence) { ev.Quote = append(ev.Quote, 0) })), malformed)
 	// Counts that do not fit: selections, and the flag of the clock.

@@ -1,8 +1,10 @@
 package attest_test
 
 import (
+	"crypto/x509"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/attesttest"
@@ -191,5 +193,77 @@ func TestAcceptedValuesInWords(t *testing.T) {
 		if c := checkOf(t, v, name); c.Status != attest.Failed || c.Expected != expected {
 			t.Errorf("%+v", c)
 		}
+	}
+}
+
+// Warnings of floors: when the table is old, and where a row has one.
+func TestFloorWarnings(t *testing.T) {
+	date, err := time.Parse(time.DateOnly, attest.DefaultFloors().Date)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := date.AddDate(0, 0, 180)
+	for _, c := range []struct {
+		p        attesttest.Processor
+		now      time.Time
+		old, row bool
+	}{
+		{attesttest.Genoa, limit, false, false},
+		{attesttest.Genoa, limit.Add(time.Second), true, false},
+		{attesttest.Milan, limit, false, true},
+	} {
+		m := attesttest.NewMachine(c.p)
+		o := hardware(t, m)
+		o.Now = c.now
+		v := judgeCRL(t, m, o)
+		want(t, v)
+		text := strings.Join(v.Warnings, "\n")
+		if strings.Contains(text, "more than 180 days old") != c.old || strings.Contains(text, "Milan B1: ") != c.row || strings.Contains(text, "Genoa B1: ") {
+			t.Errorf("%s at %s: warnings %q", c.p.Line, c.now, v.Warnings)
+		}
+		o.Policy.TCB.MaxAgeDays = 0 // never
+		if v := judgeCRL(t, m, o); strings.Contains(strings.Join(v.Warnings, "\n"), "days old") {
+			t.Errorf("warnings %q", v.Warnings)
+		}
+	}
+	// A simulated Milan has no seed to lose.
+	m := attesttest.NewMachine(attesttest.Milan)
+	v := bare(t, m, m.SignedReport([64]byte{1}), attest.Expect{}, nil)
+	if strings.Contains(strings.Join(v.Warnings, "\n"), "Milan") {
+		t.Errorf("warnings %q", v.Warnings)
+	}
+}
+
+// Where the VCEK came from is said; for a simulated platform none is fetched.
+func TestWhereTheVCEKCameFrom(t *testing.T) {
+	m := genoa()
+	report := m.SignedReport([64]byte{1})
+	parsed, err := attest.ParseReport(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	url, err := attest.ReportURL(parsed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := counter{getter: getter{url: m.LeafCertificate().Raw}, n: map[string]int{}}
+	verdict := func(o attest.Options) *attest.Verdict {
+		o.Getter, o.Certificates = asked, []*x509.Certificate{m.Signer.ASK, m.Signer.ARK}
+		v, err := attest.VerifyReport(t.Context(), report, nil, attest.Expect{}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	v := verdict(options(m))
+	if len(asked.n) > 0 || found(v, attest.CheckCertificates) != "no VCEK or VLEK" {
+		t.Errorf("asked for %v, found %q", asked.n, found(v, attest.CheckCertificates))
+	}
+	o := hardware(t, m)
+	o.Policy.Revocation = attest.RevocationIfGiven
+	v = verdict(o)
+	want(t, v)
+	if f := found(v, attest.CheckCertificates); f != "SEV-VCEK under ARK-Genoa, VCEK from kdsintf.amd.com" {
+		t.Errorf("found %q", f)
 	}
 }
