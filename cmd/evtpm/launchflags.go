@@ -546,6 +546,10 @@ func (p *parameters) readImage() (img *ovmf.Image, err error) {
 		}
 	}
 	if err != nil {
+		magic := make([]byte, 4)
+		if n, _ := f.ReadAt(magic, 0); string(magic[:n]) == "IGVM" {
+			return nil, fmt.Errorf("%s: an IGVM file, see evtpm svsm measure", p.ovmf)
+		}
 		return nil, fmt.Errorf("%s: %w", p.ovmf, err)
 	}
 	return img, nil
