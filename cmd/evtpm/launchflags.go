@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -246,7 +247,8 @@ func (u *ui) fromVM(c *cli.Context) (*fromvm.VM, error) {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 	case line != "":
-		if name, ok := strings.CutPrefix(line, "@"); ok {
+		name, isFile := strings.CutPrefix(line, "@")
+		if isFile {
 			doc, err := readCommandLine(name)
 			if err != nil {
 				return nil, err
@@ -255,6 +257,14 @@ func (u *ui) fromVM(c *cli.Context) (*fromvm.VM, error) {
 		}
 		if vm, err = fromvm.QEMU(line); err != nil {
 			return nil, fmt.Errorf("--from-qemu: %w", err)
+		}
+		if dir := processDir(name); isFile && dir != "" {
+			// The process's relative paths are not ours.
+			for _, path := range []*string{&vm.Firmware, &vm.Kernel, &vm.Initrd, &vm.IGVM} {
+				if *path != "" && !filepath.IsAbs(*path) {
+					*path = filepath.Join(dir, *path)
+				}
+			}
 		}
 	default:
 		return nil, nil
@@ -277,6 +287,20 @@ func readCommandLine(name string) ([]byte, error) {
 	}
 	defer f.Close()
 	return inputfile.ReadAll(f, name, inputfile.MaxDocument)
+}
+
+// processDir is the working directory of the process whose command line a file of
+// /proc is; empty for other files.
+func processDir(name string) string {
+	dir, file := filepath.Split(name)
+	if file != "cmdline" || !strings.HasPrefix(dir, "/proc/") {
+		return ""
+	}
+	cwd, err := os.Readlink(dir + "cwd")
+	if err != nil {
+		return ""
+	}
+	return cwd
 }
 
 // readInput reads a file, or standard input for "-".

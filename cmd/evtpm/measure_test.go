@@ -7,9 +7,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/evtpm/evtpm/ovmf/ovmftest"
 )
 
 // runEvtpm runs the command in this process and returns what it printed.
@@ -217,6 +220,36 @@ func TestVectorsIDBlock(t *testing.T) {
 		equal++
 	}
 	t.Logf("ID blocks: %d run, %d equal", len(v.IDBlock), equal)
+}
+
+// TestFromProcess: the relative paths of a running process are relative to its own
+// directory.
+func TestFromProcess(t *testing.T) {
+	if _, err := os.Stat("/proc/self/cmdline"); err != nil {
+		t.Skip("this system has no /proc")
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "fw.fd"), ovmftest.Build(ovmftest.AmdSev()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", "read line", "-machine", "confidential-guest-support=s", "-object", "sev-snp-guest,id=s", "-bios", "fw.fd", "-cpu", "EPYC-v4", "-smp", "2")
+	cmd.Dir = dir
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { stdin.Close(); cmd.Wait() }()
+	out, _, err := runEvtpm(t, "measure", "--from-qemu", fmt.Sprintf("@/proc/%d/cmdline", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _, err := runEvtpm(t, "measure", "--mode", "snp", "--ovmf", filepath.Join(dir, "fw.fd"), "--vcpu-type", "EPYC-v4", "--vcpus", "2")
+	if err != nil || out != want {
+		t.Errorf("found %q, expected %q and no error: %v", out, want, err)
+	}
 }
 
 // TestExplainSVSM: the digest that hardware gave for this launch has zero pages
