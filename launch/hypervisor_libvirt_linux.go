@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,8 +34,9 @@ type libvirtVM struct {
 
 	conn      *libvirtConn // nil before there is one
 	domain    libvirt.Domain
-	asked     bool     // libvirt was told to start it
-	process   *Process // QEMU; nil before it is known
+	asked     bool // libvirt was told to start it
+	remote    bool
+	process   *Process // QEMU; nil before it is known, and on another machine
 	exited    chan struct{}
 	mon       *libvirtMonitor
 	inputs    map[string]string
@@ -99,7 +101,7 @@ func (v *libvirtVM) start(ctx context.Context, tpm string) (string, error) {
 	if v.mon, err = newLibvirtMonitor(ctx, v.conn, v.domain); err != nil {
 		return "", err
 	}
-	if place.host == "" {
+	if !v.remote {
 		if err := v.findProcess(ctx); err != nil {
 			return "", err
 		}
@@ -115,7 +117,12 @@ func (v *libvirtVM) start(ctx context.Context, tpm string) (string, error) {
 // connect connects to the daemon.
 func (v *libvirtVM) connect(ctx context.Context, place libvirtPlace) (version string, err error) {
 	spec := v.s.plan.Spec
-	conn, err := place.dial(ctx, v.s.job.RuntimeDir)
+	var conn net.Conn
+	if v.remote = place.host != ""; v.remote {
+		conn, err = place.dialSSH(v.s.spawner.start, v.s.qemuLog)
+	} else {
+		conn, err = place.dial(ctx, v.s.job.RuntimeDir)
+	}
 	if err == nil {
 		v.conn, err = newLibvirtConn(ctx, conn, place.driver)
 	}
@@ -127,6 +134,9 @@ func (v *libvirtVM) connect(ctx context.Context, place libvirtPlace) (version st
 		})
 	}
 	if err != nil {
+		if v.remote {
+			err = v.sshSays(err)
+		}
 		return "", place.refused(spec.Libvirt.URI, err)
 	}
 	version = libvirtVersion(number)
@@ -136,6 +146,22 @@ func (v *libvirtVM) connect(ctx context.Context, place libvirtPlace) (version st
 	}
 	return version, nil
 }
+
+// sshSays adds what ssh has said, which is why there is no connection.
+func (v *libvirtVM) sshSays(err error) error {
+	for range 20 {
+		if said := strings.TrimSpace(string(v.s.qemuLog.last(1024))); said != "" {
+			return &sshError{said}
+		}
+		time.Sleep(10 * time.Millisecond) // it is on its way
+	}
+	return err
+}
+
+// sshError is an end of a connection that ssh explains.
+type sshError struct{ said string }
+
+func (e *sshError) Error() string { return "ssh: " + e.said }
 
 // oldestLibvirt is the oldest libvirt that knows what a platform needs: TPMs of
 // other processes, and SEV-SNP (https://libvirt.org/news.html).
@@ -154,6 +180,11 @@ func libvirtVersion(n uint64) string {
 // render makes the domain, and what its QEMU will connect to.
 func (v *libvirtVM) render(place libvirtPlace, tpm string) ([]byte, error) {
 	s := v.s
+	if v.remote {
+		// What was measured here is what should lie there under the same names; the
+		// launch digest tells.
+		return s.plan.LibvirtDomain(LibvirtOptions{Dir: s.claim.dir, UUID: v.id(), Console: "pty", File: v.path})
+	}
 	// QEMU opens the sealed copies through this process: it runs as the same
 	// user.
 	path := func(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
@@ -202,6 +233,12 @@ func (v *libvirtVM) render(place libvirtPlace, tpm string) ([]byte, error) {
 		}
 	}
 	return s.plan.LibvirtDomain(o)
+}
+
+// path says that QEMU opens an input where it came from.
+func (v *libvirtVM) path(in *Input) string {
+	v.inputs[in.Name] = in.Path
+	return in.Path
 }
 
 // accept listens for QEMU, which connects once.
@@ -381,7 +418,7 @@ func (v *libvirtVM) end() {
 		cancel()
 	}
 	v.conn.close() // and with it the domain, if it is still there
-	if v.asked && v.process == nil {
+	if v.asked && v.process == nil && !v.remote {
 		if p, ok := findArg("qemu", v.id()); ok {
 			v.adopt(p)
 		}

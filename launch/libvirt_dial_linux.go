@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
@@ -139,6 +140,32 @@ func (p libvirtPlace) dial(ctx context.Context, runtimeDir string) (net.Conn, er
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// dialSSH connects to the daemon of another machine, through the user's own ssh
+// and what libvirt has for this there. ssh must not ask for anything: nobody is
+// there to answer. What it says goes to log.
+func (p libvirtPlace) dialSSH(start func(*exec.Cmd) error, log io.Writer) (net.Conn, error) {
+	conn, other, err := socketPair("ssh")
+	if err != nil {
+		return nil, err
+	}
+	defer other.Close()
+	args := []string{"-T", "-e", "none", "-o", "BatchMode=yes"}
+	if p.port != "" {
+		args = append(args, "-p", p.port)
+	}
+	if p.user != "" {
+		args = append(args, "-l", p.user)
+	}
+	cmd := exec.Command("ssh", append(args, "--", p.host, "virt-ssh-helper", p.driver)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = other, other, log
+	if err := start(cmd); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	go func() { _ = cmd.Wait() }() // its end ends the connection
+	return conn, nil
 }
 
 // sessionDaemon finds the daemon that libvirt's own clients would start.

@@ -28,8 +28,9 @@ type LibvirtOptions struct {
 	// TPM is the control socket of the vTPM, and SVSM the socket of the simulated
 	// SVSM's port, for platform sim. Empty: tpm.sock and svsm.sock in Dir.
 	TPM, SVSM string
-	// Console is the socket that the console is connected to. Empty: it goes to
-	// the file console.log in Dir.
+	// Console is the socket that the console is connected to, or "pty" for a
+	// terminal of libvirt's, which virsh console shows. Empty: it goes to the file
+	// console.log in Dir.
 	Console string
 	// UUID of the domain. Empty: libvirt makes one.
 	UUID string
@@ -242,9 +243,9 @@ type domainROM struct {
 }
 
 type domainSerial struct {
-	Type   string             `xml:"type,attr"`
-	Source domainSocketSource `xml:"source"`
-	Target domainTarget       `xml:"target"`
+	Type   string              `xml:"type,attr"`
+	Source *domainSocketSource `xml:"source"`
+	Target domainTarget        `xml:"target"`
 }
 
 type domainChannel struct {
@@ -500,9 +501,13 @@ func (p *Plan) libvirtDevices(d *domain, o LibvirtOptions) error {
 		dev.Interfaces = append(dev.Interfaces, libvirtInterface(n))
 	}
 	if s.Console == ConsoleLog {
-		serial := domainSerial{Type: "file", Source: domainSocketSource{Path: filepath.Join(o.Dir, "console.log")}, Target: domainTarget{Type: "isa-serial", Port: "0"}}
-		if o.Console != "" {
-			serial.Type, serial.Source = "unix", domainSocketSource{Mode: "connect", Path: o.Console}
+		serial := domainSerial{Type: "file", Source: &domainSocketSource{Path: filepath.Join(o.Dir, "console.log")}, Target: domainTarget{Type: "isa-serial", Port: "0"}}
+		switch o.Console {
+		case "":
+		case "pty":
+			serial.Type, serial.Source = "pty", nil
+		default:
+			serial.Type, serial.Source = "unix", &domainSocketSource{Mode: "connect", Path: o.Console}
 		}
 		dev.Serials = []domainSerial{serial}
 	}

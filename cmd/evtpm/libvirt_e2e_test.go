@@ -3,7 +3,10 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -18,6 +21,9 @@ func TestE2ELibvirtLaunch(t *testing.T) {
 	code, said := l.evtpm("launch", l.spec)
 	if code != 0 || !strings.Contains(said, "verdict: trusted (SIMULATED)") || !strings.Contains(said, "by libvirt 1") {
 		t.Fatalf("exit code %d:\n%s", code, said)
+	}
+	if testing.Verbose() {
+		fmt.Printf("launched   as a user without rights, in session mode: verdict: trusted (SIMULATED)\n")
 	}
 	if names := l.virsh(t, "list", "--name"); names != "m" {
 		t.Errorf("libvirt runs %q, expected m", names)
@@ -55,9 +61,9 @@ func TestE2ELibvirtLaunch(t *testing.T) {
 	l.nothingLeft(t)
 }
 
-// TestE2ELibvirtLoses: what ends a machine that runs and was trusted, and what
+// TestFaultLibvirtRun: what ends a machine that runs and was trusted, and what
 // does not. EVTPM_FAULTS=all does everything, otherwise it is the first.
-func TestE2ELibvirtLoses(t *testing.T) {
+func TestFaultLibvirtRun(t *testing.T) {
 	cases := []struct {
 		name, what string
 		state      string // afterwards
@@ -117,4 +123,145 @@ func TestE2ELibvirtLoses(t *testing.T) {
 			l.nothingLeft(t)
 		})
 	}
+}
+
+// TestE2ELibvirtSSH: a URI of another machine goes through ssh and libvirt's own
+// helper there. The other machine is this one, behind a program in the place of
+// ssh; its libvirt is real, and refuses what it has no hardware for.
+func TestE2ELibvirtSSH(t *testing.T) {
+	need(t, "libvirtd", "virt-ssh-helper")
+	r := mustRig(t, fakeSettings{}, "")
+	ssh := func(script string) {
+		if err := os.WriteFile(filepath.Join(r.dir, "ssh"), []byte("#!/bin/sh\n"+script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := `version: 1
+name: m
+platform: snp
+backend: libvirt
+libvirt: {uri: "qemu+ssh://me@other:2222/session"}
+firmware: {path: OVMF.fd}
+cpu: {model: EPYC-v4}
+networks: [{type: user}]
+agent: {transport: tcp, address: "127.0.0.1:7600"}
+`
+	if err := os.WriteFile(r.spec, []byte(spec), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ssh(`echo "$*" >` + filepath.Join(r.dir, "ssh-args") + "\n" + `while [ "$1" != -- ]; do shift; done; shift 2; exec "$@"`)
+	l := newLibvirtRig(t, r)
+	code, said := l.evtpm("launch", l.spec)
+	if code != 9 || !strings.Contains(said, "does not support virt type 'kvm'") {
+		t.Errorf("exit code %d, expected 9 and libvirt's refusal:\n%s", code, said)
+	}
+	args, err := os.ReadFile(filepath.Join(r.dir, "ssh-args"))
+	if want := "-T -e none -o BatchMode=yes -p 2222 -l me -- other virt-ssh-helper qemu:///session\n"; err != nil || string(args) != want {
+		t.Errorf("ssh was called with %q (%v), expected %q", args, err, want)
+	}
+	l.nothingLeft(t)
+	ssh("echo 'Host key verification failed.' >&2; exit 255")
+	if code, said := l.evtpm("launch", l.spec); code != 9 || !strings.Contains(said, "ssh: Host key verification failed.") {
+		t.Errorf("exit code %d, expected 9 and what ssh said:\n%s", code, said)
+	}
+	l.nothingLeft(t)
+}
+
+// TestE2ELibvirtNames: a domain that is not ours is never touched, whatever its
+// name.
+func TestE2ELibvirtNames(t *testing.T) {
+	need(t, "libvirtd", "virsh", "qemu-system-x86_64", "swtpm")
+	r := mustRig(t, fakeSettings{}, "")
+	r.realQEMU(t)
+	spec, err := os.ReadFile(r.spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := `<domain type='qemu'><name>m</name><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>
+<devices><controller type='usb' model='none'/></devices></domain>`
+	err = errors.Join(os.WriteFile(r.spec, append(spec, "backend: libvirt\n"...), 0o600), os.WriteFile(filepath.Join(r.dir, "other.xml"), []byte(other), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLibvirtRig(t, r)
+	for _, running := range []bool{false, true} {
+		want := "shut off"
+		if running {
+			l.virsh(t, "start", "m")
+			want = "running"
+		} else {
+			l.virsh(t, "define", filepath.Join(r.dir, "other.xml"))
+		}
+		uuid := l.virsh(t, "domuuid", "m")
+		if code, said := l.evtpm("launch", l.spec); code != 8 || !strings.Contains(said, "domain 'm' already exists with uuid "+uuid) {
+			t.Errorf("exit code %d, expected 8 and that the name is taken:\n%s", code, said)
+		}
+		if state := l.virsh(t, "domstate", uuid); state != want {
+			t.Errorf("the other domain is %q, expected %q", state, want)
+		}
+	}
+	l.virsh(t, "destroy", "m")
+	l.virsh(t, "undefine", "m")
+	l.nothingLeft(t)
+}
+
+// systemLibvirt runs a system-wide libvirt, configured as it comes, with nothing
+// of this machine's: in a mount namespace with folders of its own, which end with
+// it. What follows the script's own folder is run beside it.
+const systemLibvirt = `set -eu
+mount --make-rprivate /
+for d in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do mount -t tmpfs tmpfs "$d"; done
+mkdir -m 755 /run/libvirt "$1/etc"
+cat >"$1/etc/libvirtd.conf" <<'C'
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+log_outputs = "3:stderr"
+C
+printf 'stdio_handler = "file"\ncgroup_controllers = [ ]\n' >"$1/etc/qemu.conf"
+mount --bind "$1/etc" /etc/libvirt
+libvirtd 2>"$1/libvirtd.log" &
+daemon=$!
+for i in $(seq 600); do
+  [ -S /run/libvirt/libvirt-sock ] && break
+  sleep 0.05
+done
+shift
+status=0
+"$@" || status=$?
+virsh -c qemu:///system list --all --name | grep . && status=77
+kill "$daemon"
+wait "$daemon" || true
+exit "$status"
+`
+
+// TestE2ELibvirtSystem: through a system-wide libvirt, whose QEMU would be another
+// user's, a machine runs as the user who launches it, and takes its files and
+// sockets where they are.
+func TestE2ELibvirtSystem(t *testing.T) {
+	need(t, "libvirtd", "virsh", "unshare")
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: a system-wide libvirt of its own")
+	}
+	r := bootRig(t, e2eAmdSev, "")
+	spec, err := os.ReadFile(r.spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The daemon looks at every QEMU of the machine first.
+	spec = []byte(strings.Replace(string(spec), "timeouts: {", "timeouts: {start: 10m, ", 1) + "backend: libvirt\nlibvirt: {uri: 'qemu:///system'}\n")
+	if err := os.WriteFile(r.spec, spec, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	evtpm := r.command("launch", "--rm", r.spec)
+	cmd := exec.Command("unshare", append([]string{"-m", "--propagation", "private", "bash", "-c", systemLibvirt, "bash", r.dir}, evtpm.Args...)...)
+	cmd.Env = append(evtpm.Env, "PATH="+r.dir+":"+os.Getenv("PATH")+":/usr/sbin")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "verdict: trusted (SIMULATED)") || !strings.Contains(string(out), "by libvirt 1") {
+		daemon, _ := os.ReadFile(filepath.Join(r.dir, "libvirtd.log"))
+		t.Errorf("%v\n%s\nlibvirtd:\n%s", err, out, daemon)
+	}
+	if testing.Verbose() && !t.Failed() {
+		fmt.Printf("launched   as root, in system mode: verdict: trusted (SIMULATED)\n")
+	}
+	r.nothingLeft(t)
 }

@@ -291,14 +291,5 @@ func (l *libvirtRig) recover(t *testing.T, what string) {
 	if l.daemon == nil {
 		l.startDaemon(t)
 	}
-	for deadline := time.Now().Add(endWait); ; time.Sleep(50 * time.Millisecond) {
-		names := l.virsh(t, "list", "--all", "--name")
-		if names == "" {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Errorf("domains are left: %q", names)
-			return
-		}
-	}
+	l.noDomains(t)
 }

@@ -112,29 +112,29 @@ func (p *libvirtProxy) relay(to, from net.Conn, reply bool) {
 			return
 		}
 		if p.matches(message, reply) {
-			switch {
-			case p.mode == "":
+			switch p.mode {
+			case "":
 				select {
 				case <-p.held: // held before
 				default:
 					close(p.held)
 				}
 				<-p.free
-			case p.mode == "rpc-drop":
+			case "rpc-drop":
 				return
-			case p.mode == "rpc-mute":
+			case "rpc-mute":
 				_, _ = io.Copy(io.Discard, from) // until the daemon hangs up
 				return
-			case p.mode == "rpc-garbage":
+			case "rpc-garbage":
 				message = bytes.Repeat([]byte("\xff\x00HTTP/1.1"), 1000)
-			case p.mode == "rpc-empty":
+			case "rpc-empty":
 				message = message[:28]
 				binary.BigEndian.PutUint32(message, 28)
-			case p.mode == "rpc-half":
+			case "rpc-half":
 				message = message[:len(message)/2]
 				_, _ = to.Write(message)
 				return
-			case p.mode == "rpc-huge":
+			case "rpc-huge":
 				binary.BigEndian.PutUint32(message, 1<<31)
 			}
 		}

@@ -201,8 +201,21 @@ func (l *libvirtRig) nothingLeft(t *testing.T) {
 	if files := l.files(); len(files) > 0 {
 		t.Errorf("files are left: %v", files)
 	}
-	if names := l.virsh(t, "list", "--all", "--name"); names != "" {
-		t.Errorf("domains are left: %q", names)
+	l.noDomains(t)
+}
+
+// noDomains waits until libvirt knows no domain any more.
+func (l *libvirtRig) noDomains(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(endWait); ; time.Sleep(50 * time.Millisecond) {
+		names := l.virsh(t, "list", "--all", "--name")
+		if names == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("domains are left: %q", names)
+			return
+		}
 	}
 }
 

@@ -224,13 +224,14 @@ func lieOfCmdline(args []string) error {
 		_, _ = io.Copy(qemu, evtpm)
 		os.Exit(0) // evtpm is gone, and QEMU with it
 	}()
-	r := bufio.NewReader(qemu)
-	for {
-		line, err := r.ReadBytes('\n')
-		if _, werr := evtpm.Write(bytes.ReplaceAll(line, evil, honest)); err != nil || werr != nil {
-			return nil
+	lines := bufio.NewScanner(qemu)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		if _, err := evtpm.Write(append(bytes.ReplaceAll(lines.Bytes(), evil, honest), '\n')); err != nil {
+			return err
 		}
 	}
+	return lines.Err()
 }
 
 // flipAt chooses a byte that is measured and that nothing needs to start: of the
