@@ -73,6 +73,12 @@ const maxImagePages = 32
 // more than that altogether (QEMU hw/i386/pc_q35.c, pc_q35_init).
 const maxLowMemory = 2 << 30
 
+// Where a PC has no memory below 1 MiB, or not its own.
+const (
+	legacyHole = 0xa0000
+	highMemory = 1 << 20
+)
+
 // extract takes out of the image what QEMU can run of it without VMPLs.
 func (p *Plan) extract() (err error) {
 	if p.Extracted, err = p.SVSMImage.Extract(); err != nil {
@@ -87,6 +93,9 @@ func (p *Plan) extract() (err error) {
 	}
 	memory := min(uint64(p.Spec.Memory), maxLowMemory)
 	for _, l := range p.Extracted.Pages {
+		if end := l.GPA + uint64(len(l.Data)); l.GPA < highMemory && end > legacyHole {
+			return fmt.Errorf("found pages at %#x to %#x, where QEMU shows a display and the firmware (%#x to %#x)", l.GPA, end, legacyHole, highMemory)
+		}
 		if l.GPA > memory || uint64(len(l.Data)) > memory-l.GPA {
 			return fmt.Errorf("found pages at %#x to %#x, expected them in the first %s of guest memory, where QEMU can load them", l.GPA, l.GPA+uint64(len(l.Data)), Size(memory))
 		}

@@ -141,13 +141,15 @@ func TestResolveSimImageRefuses(t *testing.T) {
 		lines []string
 		want  string
 	}{
-		"no firmware":           {testIGVM(t, measure.VMSAGPA), nil, "platform sim: IGVM file has no firmware"},
-		"no OVMF":               {broken, nil, "a.igvm: platform sim: firmware has no table"},
-		"pages past the memory": {image(filled(0x10000000)), []string{"memory: 256M"}, "found pages at 0x10000000 to 0x10001000, expected them in the first 256M of guest memory"},
-		"many pieces":           {image(many...), nil, "found 33 pieces of memory beside the firmware, expected at most 32"},
-		"policy":                {good, []string{"policy: 0x20000"}, "found guest policy 0x30000 in the image, but 0x20000 in the spec"},
-		"kernel hashes":         {good, []string{"kernel: a.igvm", "kernel_hashes: on"}, "kernel_hashes"},
-		"device plane":          {good, []string{"svsm: {image: a.igvm, device_plane: true}"}, "the simulated SVSM has no devices"},
+		"no firmware":              {testIGVM(t, measure.VMSAGPA), nil, "platform sim: IGVM file has no firmware"},
+		"no OVMF":                  {broken, nil, "a.igvm: platform sim: firmware has no table"},
+		"pages past the memory":    {image(filled(0x10000000)), []string{"memory: 256M"}, "found pages at 0x10000000 to 0x10001000, expected them in the first 256M of guest memory"},
+		"pages in the legacy hole": {image(filled(0x9f000), filled(0xa0000)), nil, "found pages at 0x9f000 to 0xa1000, where QEMU shows a display and the firmware"},
+		"pages below 1 MiB":        {image(filled(0xff000)), nil, "found pages at 0xff000 to 0x100000"},
+		"many pieces":              {image(many...), nil, "found 33 pieces of memory beside the firmware, expected at most 32"},
+		"policy":                   {good, []string{"policy: 0x20000"}, "found guest policy 0x30000 in the image, but 0x20000 in the spec"},
+		"kernel hashes":            {good, []string{"kernel: a.igvm", "kernel_hashes: on"}, "kernel_hashes"},
+		"device plane":             {good, []string{"svsm: {image: a.igvm, device_plane: true}"}, "the simulated SVSM has no devices"},
 	} {
 		_, s, err := simSpec(t, c.image, c.lines...)
 		if err == nil {
@@ -157,8 +159,8 @@ func TestResolveSimImageRefuses(t *testing.T) {
 			t.Errorf("%s: found %v, expected %q in it", name, err, c.want)
 		}
 	}
-	// The last page that fits.
-	_, s := igvmDir(t, image(filled(0x0ffff000)), "platform: sim", "memory: 256M")
+	// The last pages that fit, and the first past the hole.
+	_, s := igvmDir(t, image(filled(0x9f000), filled(0x100000), filled(0x0ffff000)), "platform: sim", "memory: 256M")
 	resolve(t, s)
 }
 

@@ -332,6 +332,27 @@ func TestExtract(t *testing.T) {
 	if len(e.Firmware) != 68<<10 || len(e.BIOS()) != 128<<10 || !bytes.HasSuffix(e.BIOS(), e.Firmware) || !isZero(e.BIOS()[:60<<10]) {
 		t.Errorf("found a firmware of %d bytes and a BIOS of %d", len(e.Firmware), len(e.BIOS()))
 	}
+	// The firmware's end that is shown below 1 MiB is there by itself; a page that
+	// differs from it is not.
+	alias := small(func(b *builder) {
+		fw := firmware(64<<10, 3)
+		b.pages(top1M-uint64(len(fw)), maskSNP, fw)
+		b.page(top1M-uint64(len(fw))-pageSize, maskSNP, DataNormal, filler(pageSize, 60))
+	})
+	if e := must(alias.Extract()); len(e.Pages) != 2 || e.Pages[1].GPA != 0xef000 || len(e.Pages[1].Data) != pageSize {
+		t.Errorf("found %d pieces of memory, expected the one below the firmware's end to be the second", len(e.Pages))
+	}
+	other := small(func(b *builder) { b.page(0xff000, maskSNP, DataNormal, filler(pageSize, 61)) })
+	if e := must(other.Extract()); len(e.Pages) != 2 || e.Pages[1].GPA != 0xff000 {
+		t.Errorf("found %d pieces of memory, expected the page at 0xff000 among them", len(e.Pages))
+	}
+	// Of an image with an SVSM, nothing but the firmware has a place without VMPLs.
+	if e.SVSM {
+		t.Error("a file that starts at the reset vector holds an SVSM")
+	}
+	if e := must(must(coconutRecipe().Build(files(coconutFiles()))).File.Extract()); !e.SVSM || e.Pages != nil || !bytes.Equal(e.Firmware, coconutFiles()["OVMF.fd"]) {
+		t.Errorf("COCONUT: found SVSM %t, %d pieces of memory, a firmware of %d bytes", e.SVSM, len(e.Pages), len(e.Firmware))
+	}
 	none := small(func(b *builder) {
 		b.f.Headers = slices.DeleteFunc(b.f.Headers, func(h Header) bool { p, ok := h.(*PageData); return ok && p.GPA == 0xfffff000 })
 	})
