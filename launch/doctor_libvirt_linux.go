@@ -3,6 +3,7 @@ package launch
 import (
 	"context"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -77,6 +78,11 @@ func (d *doctor) libvirt() {
 			d.ok("libvirt", "no libvirt of this session runs; a launch starts %s", program)
 			return
 		}
+	}
+	var refused libvirt.Error
+	if errors.As(err, &refused) {
+		d.fail("libvirt", err.Error(), "a libvirt that can start such a VM", "mend what else is missing; then see virsh -c "+q.URI+" domcapabilities --virttype "+q.Type)
+		return
 	}
 	if err != nil {
 		d.fail("libvirt", fmt.Sprintf("libvirt: %v", err), "libvirt at "+q.URI, "start libvirtd, and see that this user may connect: virsh -c "+q.URI+" version")

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/digitalocean/go-libvirt"
 )
 
 // capabilities is what libvirt says of a host, as far as doctor reads it.
@@ -45,7 +47,10 @@ func TestL28Libvirt(t *testing.T) {
 			}
 			return &LibvirtAnswer{Version: 11_003_000, Capabilities: capabilities}, nil
 		}, nil},
-		"no answer":               {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) { return nil, errors.New("no") }, []string{"fail libvirt"}},
+		"no answer": {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) { return nil, errors.New("no") }, []string{"fail libvirt"}},
+		"no KVM": {PlatformSNP, func(LibvirtQuery) (*LibvirtAnswer, error) {
+			return nil, fmt.Errorf("libvirt: %w", libvirt.Error{Code: 8, Message: "the accel 'kvm' is not supported"})
+		}, []string{"fail libvirt"}},
 		"no daemon":               {PlatformSim, func(LibvirtQuery) (*LibvirtAnswer, error) { return nil, fs.ErrNotExist }, nil},
 		"no daemon of the system": {PlatformSNP, func(LibvirtQuery) (*LibvirtAnswer, error) { return nil, fs.ErrNotExist }, []string{"fail libvirt"}},
 		"old": {PlatformSNP, func(LibvirtQuery) (*LibvirtAnswer, error) {

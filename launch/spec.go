@@ -194,7 +194,7 @@ type Attestation struct {
 
 // Timeouts bound the phases of a launch.
 type Timeouts struct {
-	Start  Duration `json:"start,omitempty" kind:"duration" default:"30s" doc:"Until QEMU is ready to run."`
+	Start  Duration `json:"start,omitempty" kind:"duration" default:"30s" doc:"Until QEMU is ready to run. Absent with backend libvirt: 2m, since libvirt examines a QEMU that it has not seen before."`
 	Boot   Duration `json:"boot,omitempty" kind:"duration" default:"2m" doc:"From the first instruction to the agent's first word."`
 	Attest Duration `json:"attest,omitempty" kind:"duration" default:"30s" doc:"From the challenge to the verdict."`
 	Stop   Duration `json:"stop,omitempty" kind:"duration" default:"10s" doc:"For the guest to shut down before it is killed."`

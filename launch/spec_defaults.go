@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/evtpm/evtpm/measure"
 )
@@ -19,6 +20,9 @@ func (s *Spec) FillDefaults(dir string) {
 	onSim := s.Platform == PlatformSim
 	if onSim && s.Sim == nil {
 		s.Sim = new(Sim)
+	}
+	if s.Backend == BackendLibvirt && s.Timeouts.Start == 0 && !s.src.has("timeouts.start") {
+		s.Timeouts.Start = Duration(2 * time.Minute)
 	}
 	s.each(func(f field, v reflect.Value, path string) {
 		if f.tag.Get("kind") == "path" && v.String() != "" && !filepath.IsAbs(v.String()) {

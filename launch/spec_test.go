@@ -918,3 +918,37 @@ func TestReadSpecPaths(t *testing.T) {
 		}
 	}
 }
+
+// TestReadSpecBackend: the caller's word on the back end counts as if it stood in
+// the file, with the defaults that follow from it.
+func TestReadSpecBackend(t *testing.T) {
+	for name, c := range map[string]struct {
+		lines   []string
+		backend string
+		uri     string
+		start   time.Duration
+		err     string
+	}{
+		"as it says":           {nil, "", "", 30 * time.Second, ""},
+		"libvirt instead":      {nil, BackendLibvirt, "qemu:///session", 2 * time.Minute, ""},
+		"libvirt and its own":  {[]string{"backend: libvirt", "timeouts: {start: 7s}"}, BackendLibvirt, "qemu:///session", 7 * time.Second, ""},
+		"libvirt's URI stays":  {[]string{"backend: libvirt", "libvirt: {uri: 'qemu:///system'}"}, BackendLibvirt, "qemu:///system", 2 * time.Minute, ""},
+		"qemu instead":         {[]string{"backend: libvirt", "libvirt: {uri: 'qemu:///system'}"}, BackendQEMU, "", 30 * time.Second, ""},
+		"an explicit qemu":     {[]string{"backend: qemu"}, BackendLibvirt, "qemu:///session", 2 * time.Minute, ""},
+		"a bad URI of libvirt": {[]string{"backend: libvirt", "libvirt: {uri: 'qemu+tcp://h/system'}"}, BackendQEMU, "", 30 * time.Second, ""},
+		"not another's":        {nil, "xen", "", 30 * time.Second, "backend: found \"xen\""},
+	} {
+		dir := t.TempDir()
+		path := write(t, filepath.Join(dir, "a.yaml"), []byte(with(c.lines...)))
+		s, err := ReadSpec(path, SpecFileOptions{Backend: c.backend})
+		if c.err != "" || err != nil {
+			if err == nil || c.err == "" || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%s: found %v, expected %q", name, err, c.err)
+			}
+			continue
+		}
+		if s.Libvirt.URI != c.uri || time.Duration(s.Timeouts.Start) != c.start {
+			t.Errorf("%s: found %q, %v, expected %q, %v", name, s.Libvirt.URI, time.Duration(s.Timeouts.Start), c.uri, c.start)
+		}
+	}
+}

@@ -68,21 +68,23 @@ func TestFaultLibvirtRun(t *testing.T) {
 		name, what string
 		state      string // afterwards
 		says       string
+		more       string // in the spec
 	}{
-		{"daemon silent", "stop-libvirtd", "trusted", "trusted"},
-		{"daemon killed", "kill-libvirtd", "failed", "the connection to libvirt has ended"},
-		{"destroyed", "destroy", "stopped", "QEMU was told to end by someone else"},
-		{"reset", "reset", "stopped", "the guest was reset, and its vTPM is gone"},
-		{"QEMU killed", "kill-qemu", "failed", "the VM ended"},
-		{"vTPM killed", "kill-swtpm", "failed", "the vTPM's process (swtpm) ended"},
-		{"supervisor killed", "kill-supervisor", "dead", "its supervisor was killed"},
+		{"daemon silent", "stop-libvirtd", "trusted", "trusted", ""},
+		{"daemon killed", "kill-libvirtd", "failed", "the connection to libvirt has ended", ""},
+		{"destroyed", "destroy", "stopped", "QEMU was told to end by someone else", ""},
+		{"reset", "reset", "stopped", "the guest was reset, and its vTPM is gone", ""},
+		{"reset and restarted", "reset", "trusted", `"boots": 2`, "on_reset: restart"},
+		{"QEMU killed", "kill-qemu", "failed", "the VM ended", ""},
+		{"vTPM killed", "kill-swtpm", "failed", "the vTPM's process (swtpm) ended", ""},
+		{"supervisor killed", "kill-supervisor", "dead", "its supervisor was killed", ""},
 	}
 	if !allFaults() {
 		cases = cases[:1]
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			l := bootLibvirtRig(t, e2eFirmware, "kernel_hashes: off")
+			l := bootLibvirtRig(t, e2eFirmware, "kernel_hashes: off\n"+c.more)
 			if code, said := l.evtpm("launch", l.spec); code != 0 {
 				t.Fatalf("exit code %d:\n%s", code, said)
 			}
@@ -93,13 +95,13 @@ func TestFaultLibvirtRun(t *testing.T) {
 			default:
 				l.inflict(t, c.what)
 			}
-			said := ""
-			for deadline := time.Now().Add(endWait); ; time.Sleep(50 * time.Millisecond) {
-				if _, said = l.evtpm("ps"); strings.Contains(said, c.state) && strings.Contains(said, c.says) || time.Now().After(deadline) {
+			said, state := "", `"state": "`+c.state+`"`
+			for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+				if _, said = l.evtpm("ps", "-o", "json"); strings.Contains(said, state) && strings.Contains(said, c.says) || time.Now().After(deadline) {
 					break
 				}
 			}
-			if !strings.Contains(said, c.state) || !strings.Contains(said, c.says) {
+			if !strings.Contains(said, state) || !strings.Contains(said, c.says) {
 				t.Errorf("found %s, expected %s, with %q", said, c.state, c.says)
 			}
 			if code, said := l.evtpm("stop", "m"); code != 0 && c.state == "trusted" {
