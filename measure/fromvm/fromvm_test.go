@@ -298,10 +298,16 @@ func checkVM(t *testing.T, vm *VM) {
 func FuzzQEMU(f *testing.F) {
 	f.Add(`qemu-system-x86_64 -cpu EPYC-v4 -machine q35,confidential-guest-support=sev0 -smp 4 -bios 'a b' -kernel k -append "x" -object sev-snp-guest,id=sev0,policy=0x30000,kernel-hashes=on`)
 	f.Add(`-M confidential-guest-support=s,pflash0=a -object '{"qom-type":"sev-guest","id":"s","policy":5}' -blockdev '{"node-name":"a","filename":"f"}' -cpu EPYC,model=1`)
+	f.Add("#!/bin/sh\n# it's\n$Q/qemu -M confidential-guest-support=s -drive file=\"$(a \"b\")\",if=none -object sev-snp-guest,id=s -bios f -append `a`$B${C}")
 	f.Fuzz(func(t *testing.T, line string) {
 		vm, err := QEMU(line)
 		if err != nil {
 			return
+		}
+		for _, text := range []string{vm.CPUModel, vm.Firmware, vm.Kernel, vm.Initrd, vm.Cmdline, vm.IGVM} {
+			if strings.Contains(text, unknown) {
+				t.Errorf("found %q, which only a shell knows", text)
+			}
 		}
 		checkVM(t, vm)
 	})
