@@ -358,7 +358,7 @@ func TestS44_LeafExtensions(t *testing.T) {
 			v := judge(t, withLeaf(edit))
 			wantAny(t, v, malformed)
 			// The chain is judged all the same.
-			if c := checkOf(t, v, attest.CheckChain); c.Status != attest.Passed || v.Platform != attest.PlatformSim {
+			if c := check(t, v, attest.CheckChain); c.Status != attest.Passed || v.Platform != attest.PlatformSim {
 				t.Errorf("%+v", c)
 			}
 		})

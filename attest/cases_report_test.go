@@ -104,7 +104,7 @@ func TestS08_VersionZeroAndOne(t *testing.T) {
 		m := withReport(func(r attesttest.Report) { r.PutU32(attesttest.OffVersion, version) })
 		v := judge(t, m)
 		wantAny(t, v, is(attest.CheckReportVersion, attest.ReasonReportVersion))
-		if c := checkOf(t, v, attest.CheckReportLength); c.Status != attest.Passed {
+		if c := check(t, v, attest.CheckReportLength); c.Status != attest.Passed {
 			t.Errorf("%+v", c)
 		}
 		for _, c := range v.Failures() {

@@ -762,7 +762,7 @@ func TestV22_NotAQuote(t *testing.T) {
 		v := judge(t, withEvidence(func(ev *evidence.Evidence) { ev.Quote = ev.Quote[:n] }))
 		wantAny(t, v, malformed)
 		for _, name := range []attest.CheckName{attest.CheckQuoteNonce, attest.CheckPCRSelection, attest.CheckPCRDigest} {
-			if c := checkOf(t, v, name); c.Reason != string(attest.ReasonNotMade) || !strings.Contains(c.Note, "quote-form failed") {
+			if c := check(t, v, name); c.Reason != string(attest.ReasonNotMade) || !strings.Contains(c.Note, "quote-form failed") {
 				t.Errorf("%+v", c)
 			}
 		}
@@ -946,6 +946,18 @@ func TestS63_MixedEvidence(t *testing.T) {
 	other.TPM.Extend(other.Events)
 	ev := other.Answer(evidence.Challenge{Nonce: s.Evidence.Nonce, PCRs: pcrList(24)})
 	want(t, judgeSession(t, m, s, ev), is(attest.CheckAKResident, attest.ReasonEvidenceMixed))
+	// One of the two keys is another's.
+	for name, edit := range map[string]func(*evidence.Evidence){
+		"EK": func(ev *evidence.Evidence) { ev.EKPublic = other.TPM.EKPublic() },
+		"AK": func(ev *evidence.Evidence) { ev.AKPublic = anotherAK() },
+	} {
+		s = challenge(t, m, m.TPM, attest.ChallengeOptions{})
+		mixed := *s.Evidence
+		edit(&mixed)
+		t.Run(name, func(t *testing.T) {
+			wantAny(t, judgeSession(t, m, s, &mixed), is(attest.CheckAKResident, attest.ReasonEvidenceMixed))
+		})
+	}
 	// Evidence for another nonce.
 	s = challenge(t, m, m.TPM, attest.ChallengeOptions{})
 	want(t, judgeSession(t, m, s, m.Evidence()), is(attest.CheckNonce, attest.ReasonNonceForeign))

@@ -3,7 +3,6 @@ package attest_test
 import (
 	"crypto/x509"
 	"math/big"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,16 +10,6 @@ import (
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/attesttest"
 )
-
-// checkOf is a check of a verdict.
-func checkOf(t *testing.T, v *attest.Verdict, name attest.CheckName) attest.Check {
-	t.Helper()
-	i := slices.IndexFunc(v.Checks, func(c attest.Check) bool { return c.Name == string(name) })
-	if i < 0 {
-		t.Fatalf("no check %s", name)
-	}
-	return v.Checks[i]
-}
 
 func warned(v *attest.Verdict) bool {
 	return strings.Contains(strings.Join(v.Warnings, "\n"), "revocation was not checked")
@@ -76,7 +65,7 @@ func TestWhenCRLsAreFetched(t *testing.T) {
 	o.Getter = asked
 	v = judgeCRL(t, sim, o)
 	want(t, v)
-	if c := checkOf(t, v, attest.CheckCRL); len(asked.n) > 0 || warned(v) || c.Note != "a simulated platform has no CRL" {
+	if c := check(t, v, attest.CheckCRL); len(asked.n) > 0 || warned(v) || c.Note != "a simulated platform has no CRL" {
 		t.Errorf("asked for %v, warnings %q, note %q", asked.n, v.Warnings, c.Note)
 	}
 	// What the service answered instead is said.
@@ -88,7 +77,7 @@ func TestWhenCRLsAreFetched(t *testing.T) {
 	// Offline, its absence is said.
 	o = hardware(t, m)
 	v = judgeCRL(t, m, o)
-	if c := checkOf(t, v, attest.CheckCRL); !warned(v) || c.Note != "no CRL was given, and the policy does not ask for one" {
+	if c := check(t, v, attest.CheckCRL); !warned(v) || c.Note != "no CRL was given, and the policy does not ask for one" {
 		t.Errorf("warnings %q, note %q", v.Warnings, c.Note)
 	}
 }
@@ -116,7 +105,7 @@ func TestYoungestCRL(t *testing.T) {
 	}
 	// A revocation does not hide that the CRL itself is in order, or is not.
 	v := judgeCRL(t, m, o, m.Signer.CRL(serial(2), nil))
-	if c := checkOf(t, v, attest.CheckCRL); c.Status != attest.Passed {
+	if c := check(t, v, attest.CheckCRL); c.Status != attest.Passed {
 		t.Errorf("the CRL: %s, %s", c.Status, c.Reason)
 	}
 }

@@ -16,7 +16,7 @@ import (
 func TestFloorsInWords(t *testing.T) {
 	// A processor of a known product without a row.
 	m := withReport(func(r attesttest.Report) { r.Put(attesttest.OffCPUID, []byte{0x19, 0x1F, 0x0F}) })
-	if c := checkOf(t, judge(t, m), attest.CheckFloorReported); c.Reason != string(attest.ReasonNoFloor) || c.Found != "no row for 19/1f/0f" {
+	if c := check(t, judge(t, m), attest.CheckFloorReported); c.Reason != string(attest.ReasonNoFloor) || c.Found != "no row for 19/1f/0f" {
 		t.Errorf("%+v", c)
 	}
 	// Only the launch level asks for a new launch.
@@ -24,7 +24,7 @@ func TestFloorsInWords(t *testing.T) {
 	old[4]--
 	v := judge(t, lowered(attesttest.Genoa, old))
 	for _, name := range []attest.CheckName{attest.CheckFloorReported, attest.CheckFloorCommitted, attest.CheckFloorCurrent, attest.CheckFloorLaunch} {
-		c := checkOf(t, v, name)
+		c := check(t, v, name)
 		if c.Status != attest.Failed || !strings.HasPrefix(c.Note, "ucode 85 < 86") || strings.Contains(c.Note, "start the machine again") != (name == attest.CheckFloorLaunch) {
 			t.Errorf("%+v", c)
 		}
@@ -33,7 +33,7 @@ func TestFloorsInWords(t *testing.T) {
 		t.Errorf("floors of %q", v.FloorsDate)
 	}
 	v = judgeWith(t, genoa(), func(p *attest.Policy) { p.TCB.Floors = attest.FloorSource{Name: "none"} })
-	if c := checkOf(t, v, attest.CheckFloorCurrent); c.Status != attest.NotApplicable || v.FloorsDate != "" {
+	if c := check(t, v, attest.CheckFloorCurrent); c.Status != attest.NotApplicable || v.FloorsDate != "" {
 		t.Errorf("%+v, floors of %q", c, v.FloorsDate)
 	}
 }
@@ -41,11 +41,11 @@ func TestFloorsInWords(t *testing.T) {
 func TestFirmwareInWords(t *testing.T) {
 	// Which of the two differs.
 	m := withReport(func(r attesttest.Report) { r[attesttest.OffCommittedVersion]-- })
-	if c := checkOf(t, judge(t, m), attest.CheckProvisional); c.Found != "committed 1.55.48, current 1.55.49" {
+	if c := check(t, judge(t, m), attest.CheckProvisional); c.Found != "committed 1.55.48, current 1.55.49" {
 		t.Errorf("%+v", c)
 	}
 	m = withReport(func(r attesttest.Report) { r[attesttest.OffCommittedTCB+7]-- })
-	if c := checkOf(t, judge(t, m), attest.CheckProvisional); c.Found != "committed TCB 0x551b00000000000a, current TCB 0x561b00000000000a" {
+	if c := check(t, judge(t, m), attest.CheckProvisional); c.Found != "committed TCB 0x551b00000000000a, current TCB 0x561b00000000000a" {
 		t.Errorf("%+v", c)
 	}
 	// Either version can be too low.
@@ -54,7 +54,7 @@ func TestFirmwareInWords(t *testing.T) {
 		m = withReport(func(r attesttest.Report) { r[off]-- })
 		want(t, judgeWith(t, m, lowest), is(attest.CheckFirmware, attest.ReasonFirmwareBelow))
 	}
-	if c := checkOf(t, judge(t, genoa()), attest.CheckFirmware); c.Status != attest.NotApplicable || c.Found != "current 1.55.49, committed 1.55.49" {
+	if c := check(t, judge(t, genoa()), attest.CheckFirmware); c.Status != attest.NotApplicable || c.Found != "current 1.55.49, committed 1.55.49" {
 		t.Errorf("%+v", c)
 	}
 }
@@ -74,7 +74,7 @@ func TestWhatIsNotAskedFor(t *testing.T) {
 		attest.CheckIDKey: strings.Repeat("0", 96), attest.CheckAuthorKey: strings.Repeat("0", 96),
 		attest.CheckMeasurement: attesttest.LaunchDigest.String(), attest.CheckReportData: "01" + strings.Repeat("00", 63),
 	} {
-		if c := checkOf(t, v, name); c.Status != attest.NotApplicable || c.Found != f || c.Note == "" {
+		if c := check(t, v, name); c.Status != attest.NotApplicable || c.Found != f || c.Note == "" {
 			t.Errorf("%+v", c)
 		}
 	}
@@ -84,7 +84,7 @@ func TestWhatIsNotAskedFor(t *testing.T) {
 	})
 	want(t, v)
 	for name, f := range map[attest.CheckName]string{attest.CheckPolicyProduct: "Genoa", attest.CheckHostData: strings.Repeat("0", 64)} {
-		if c := checkOf(t, v, name); c.Status != attest.NotApplicable || c.Found != f {
+		if c := check(t, v, name); c.Status != attest.NotApplicable || c.Found != f {
 			t.Errorf("%+v", c)
 		}
 	}
@@ -126,7 +126,7 @@ func TestBitsThatAreLeftAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		want(t, v)
-		if got := checkOf(t, v, c.check); got.Status != c.status {
+		if got := check(t, v, c.check); got.Status != c.status {
 			t.Errorf("policy %#x, platform %#x: %+v", c.guest, c.info, got)
 		}
 	}
@@ -190,7 +190,7 @@ func TestAcceptedValuesInWords(t *testing.T) {
 	for name, expected := range map[attest.CheckName]string{
 		attest.CheckIDKey: either, attest.CheckMeasurement: either, attest.CheckPolicyProduct: "Milan, Turin", attest.CheckPolicySigner: "vlek",
 	} {
-		if c := checkOf(t, v, name); c.Status != attest.Failed || c.Expected != expected {
+		if c := check(t, v, name); c.Status != attest.Failed || c.Expected != expected {
 			t.Errorf("%+v", c)
 		}
 	}
