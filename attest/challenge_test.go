@@ -388,3 +388,51 @@ func TestCheckTable(t *testing.T) {
 		}
 	}
 }
+
+// recorder notes the deadlines that a connection is given.
+type recorder struct {
+	net.Conn
+	last *time.Time
+}
+
+func (r recorder) SetDeadline(t time.Time) error {
+	*r.last = t
+	return r.Conn.SetDeadline(t)
+}
+
+// A connection is given back without a deadline, however the challenge ended;
+// where the context ended, with one that is over.
+func TestDeadlineAfterChallenge(t *testing.T) {
+	m := genoa()
+	last := time.Unix(5, 0)
+	ours, theirs := net.Pipe()
+	go m.Serve(theirs, m.TPM)
+	if _, err := attest.Challenge(t.Context(), recorder{ours, &last}, attest.ChallengeOptions{}); err != nil || !last.IsZero() {
+		t.Errorf("deadline is %v, %v", last, err)
+	}
+	ours, theirs = net.Pipe()
+	theirs.Close()
+	if _, err := attest.Challenge(t.Context(), recorder{ours, &last}, attest.ChallengeOptions{}); err == nil || !last.IsZero() {
+		t.Errorf("deadline is %v, %v", last, err)
+	}
+	ours, theirs = net.Pipe()
+	defer theirs.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	if _, err := attest.Challenge(ctx, recorder{ours, &last}, attest.ChallengeOptions{}); err == nil || !last.Equal(time.Unix(1, 0)) {
+		t.Errorf("deadline is %v, %v", last, err)
+	}
+}
+
+// Where a conversation failed is said.
+func TestWhereAChallengeFailed(t *testing.T) {
+	for part, agent := range map[string]func(net.Conn){
+		"wait for the guest's agent": func(net.Conn) {},
+		"send the challenge":         func(c net.Conn) { c.Write(hello) },
+		"ask for evidence":           func(c net.Conn) { c.Write(hello); evidence.ReadFrame(c, 0) },
+	} {
+		if err := faulty(t, attest.ChallengeOptions{}, agent); !strings.HasPrefix(err.Error(), part) {
+			t.Errorf("error is %v, expected %q", err, part)
+		}
+	}
+}
