@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/evtpm/evtpm/attest"
@@ -200,6 +201,43 @@ func TestV27_EventLogMalformed(t *testing.T) {
 		if v := judge(t, m); v.Trusted() {
 			t.Errorf("trusted with %d of %d bytes of the log", n, len(good))
 		}
+	}
+	// The first fault is the one that is named.
+	for what, log := range map[string][]byte{
+		"truncated: 3 bytes are missing":                good[:1],
+		"truncated: 11 bytes are missing":               good[:first-11],
+		"first event is of type 0x4 in PCR 0":           at(4, 4)(bytes.Clone(good)),
+		"no Spec ID of a crypto-agile log":              append(bytes.Clone(good[:28]), 0, 0, 0, 0),
+		"0 banks, expected 1 to 8":                      at(spec+24, 0)(bytes.Clone(good)),
+		"9 banks, expected 1 to 8":                      at(spec+24, 9)(bytes.Clone(good)),
+		"the Spec ID's length does not fit":             func() []byte { b := bytes.Clone(good); b[spec+32] = 200; return b }(),
+		"event 0 has 2 digests, expected 1":             at(first+8, 2)(bytes.Clone(good)),
+		"event 0 has a digest of algorithm 0x1234":      func() []byte { b := bytes.Clone(good); le.PutUint16(b[first+12:], 0x1234); return b }(),
+		"event 0 has 262145 bytes of data, expected":    at(first+12+34, 256<<10+1)(bytes.Clone(good)),
+		"truncated: 1 bytes are missing":                good[:len(good)-1],
+		"more than 8192 events":                         attesttest.Log(make([]attesttest.Event, 8193)),
+		"found 1048577 bytes, expected at most 1048576": make([]byte, 1<<20+1),
+	} {
+		if _, err := attest.ParseEventLog(log); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("error is %v, expected %q", err, what)
+		}
+	}
+	// A Spec ID that ends before the size of the vendor information.
+	short := bytes.Clone(good)
+	le.PutUint32(short[28:], uint32(len(attesttest.SpecID())-1))
+	if _, err := attest.ParseEventLog(append(short[:first-1], short[first:]...)); err == nil {
+		t.Error("a Spec ID cut short was accepted")
+	}
+	// The bounds themselves.
+	big := func(n int) []byte {
+		return attesttest.Log([]attesttest.Event{{Data: make([]byte, 256<<10)}, {Data: make([]byte, 256<<10)}, {Data: make([]byte, 256<<10)}, {Data: make([]byte, n)}})
+	}
+	most := big(1<<20 - len(big(0)))
+	if l, err := attest.ParseEventLog(most); err != nil || len(l.Events) != 4 || len(most) != 1<<20 {
+		t.Errorf("a log of %d bytes: %v", len(most), err)
+	}
+	if l, err := attest.ParseEventLog(attesttest.Log(make([]attesttest.Event, 8192))); err != nil || len(l.Events) != 8192 {
+		t.Errorf("8192 events: %v", err)
 	}
 	// A log without the quoted bank.
 	other := twoBanks(0x04, 20, 0x0C, 48)

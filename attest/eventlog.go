@@ -68,7 +68,8 @@ var bankNames = map[uint16]struct {
 	algSHA512: {"sha512", 64},
 }
 
-// logReader reads little-endian fields; the first fault sticks.
+// logReader reads little-endian fields; the first fault sticks, and what is read
+// after it is zero.
 type logReader struct {
 	b   []byte
 	err error
@@ -124,7 +125,7 @@ func ParseEventLog(b []byte) (*EventLog, error) {
 	pcr, kind := r.u32(), r.u32()
 	r.take(20) // SHA-1 digest of the first event, zero
 	header := r.take(uint64(r.u32()))
-	if r.err == nil && (pcr != 0 || kind != evNoAction) {
+	if pcr != 0 || kind != evNoAction {
 		r.fault("first event is of type %#x in PCR %d, expected the Spec ID", kind, pcr)
 	}
 	sizes, log := parseSpecID(header, r)
@@ -144,15 +145,12 @@ func ParseEventLog(b []byte) (*EventLog, error) {
 // parseSpecID reads the Spec ID event: which banks the log has.
 func parseSpecID(b []byte, outer *logReader) (sizes map[uint16]int, log *EventLog) {
 	sizes, log = map[uint16]int{}, new(EventLog)
-	if outer.err != nil {
-		return sizes, log
-	}
 	r := &logReader{b: b}
 	name := r.take(16)
 	r.take(8) // platform class, version, errata, size of UINTN
 	n := r.u32()
 	switch {
-	case r.err != nil || string(bytes.TrimRight(name, "\x00")) != specIDName:
+	case string(bytes.TrimRight(name, "\x00")) != specIDName:
 		outer.fault("no Spec ID of a crypto-agile log")
 		return sizes, log
 	case n == 0 || n > maxLogBanks:
@@ -164,7 +162,6 @@ func parseSpecID(b []byte, outer *logReader) (sizes map[uint16]int, log *EventLo
 		known, ok := bankNames[alg]
 		_, again := sizes[alg]
 		switch {
-		case r.err != nil:
 		case again:
 			outer.fault("bank %#04x is listed twice", alg)
 		case ok && size != known.size, size > maxDigestSize:
@@ -187,7 +184,7 @@ func parseEvent(r *logReader, log *EventLog, sizes map[uint16]int) {
 	pcr := r.u32()
 	e.Type = r.u32()
 	n := r.u32()
-	if r.err == nil && int64(n) != int64(len(sizes)) {
+	if int64(n) != int64(len(sizes)) {
 		r.fault("event %d has %d digests, expected %d", len(log.Events), n, len(sizes))
 		return
 	}
@@ -195,7 +192,7 @@ func parseEvent(r *logReader, log *EventLog, sizes map[uint16]int) {
 	for range n {
 		alg := r.u16()
 		size, ok := sizes[alg]
-		if r.err == nil && (!ok || seen[alg]) {
+		if !ok || seen[alg] {
 			r.fault("event %d has a digest of algorithm %#04x, repeated or not announced", len(log.Events), alg)
 			return
 		}
@@ -207,7 +204,7 @@ func parseEvent(r *logReader, log *EventLog, sizes map[uint16]int) {
 		}
 	}
 	size := r.u32()
-	if r.err == nil && size > maxEventData {
+	if size > maxEventData {
 		r.fault("event %d has %d bytes of data, expected at most %d", len(log.Events), size, maxEventData)
 		return
 	}

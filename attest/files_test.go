@@ -266,6 +266,39 @@ func TestClaims(t *testing.T) {
 			t.Errorf("%s is %v, expected %v", name, got[name], want)
 		}
 	}
+	// Every field from its own bytes.
+	g := genoa()
+	g.EditReport = func(r attesttest.Report) {
+		r.PutU32(attesttest.OffGuestSVN, 7)
+		r.PutU64(attesttest.OffPlatformInfo, 0x58)
+		r.PutU32(attesttest.OffSignerInfo, 1)
+		for off, b := range map[int]byte{
+			attesttest.OffFamilyID: 1, attesttest.OffImageID: 2, attesttest.OffHostData: 3, attesttest.OffIDKeyDigest: 4, attesttest.OffAuthorKeyDigest: 5,
+			attesttest.OffReportID: 6, attesttest.OffReportIDMA: 7, attesttest.OffChipID: 8, attesttest.OffMeasurement: 9,
+		} {
+			r[off] = b
+		}
+		for off, ucode := range map[int]byte{attesttest.OffCurrentTCB: 81, attesttest.OffReportedTCB: 82, attesttest.OffCommittedTCB: 83, attesttest.OffLaunchTCB: 84} {
+			r[off+7] = ucode
+		}
+		r[attesttest.OffCommittedVersion] = 48
+	}
+	if r, err = attest.ParseReport(g.SignedReport([64]byte{})); err != nil {
+		t.Fatal(err)
+	}
+	f := r.Claims()
+	for name, ok := range map[string]bool{
+		"numbers":  f.GuestSVN == 7 && f.CurrentVersion == "1.55.49" && f.CommittedVersion == "1.55.48" && f.AuthorKeyEnable,
+		"ids":      f.FamilyID[0] == 1 && f.ImageID[0] == 2 && f.ReportID[0] == 6 && f.ReportIDMA[0] == 7 && f.ChipID[0] == 8,
+		"digests":  f.InitData[0] == 3 && f.IDKeyDigest[0] == 4 && f.AuthorKeyDigest[0] == 5 && f.Measurement[0] == 9,
+		"sizes":    len(f.FamilyID) == 16 && len(f.ImageID) == 16 && len(f.InitData) == 32 && len(f.IDKeyDigest) == 48 && len(f.AuthorKeyDigest) == 48 && len(f.ReportID) == 32 && len(f.ReportIDMA) == 32 && len(f.ChipID) == 64,
+		"TCBs":     f.CurrentTCB.Microcode == 81 && f.ReportedTCBMicrocode == 82 && f.CommittedTCB.Microcode == 83 && f.LaunchTCB.Microcode == 84,
+		"platform": f.PlatformInfo == "0x58" && f.PlatformRAPLDisabled && f.PlatformCiphertext && f.PlatformIOMMUWriteOK && !f.PlatformTIOEnabled && !f.PlatformECCEnabled,
+	} {
+		if !ok {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
 	none := withReport(func(r attesttest.Report) {
 		version2(r)
 		r.PutU64(attesttest.OffPolicy, 0x20000)
