@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -255,18 +256,76 @@ func TestV27_EventLogMalformed(t *testing.T) {
 
 // twoBanks is a log without events that announces two banks.
 func twoBanks(a, aSize, b, bSize uint16) []byte {
+	return banksLog(nil, [][2]uint16{{a, aSize}, {b, bSize}})
+}
+
+// banksLog is the first event of a log with banks, and with bytes at the end of
+// the Spec ID that nothing announces.
+func banksLog(tail []byte, banks [][2]uint16) []byte {
 	le := binary.LittleEndian
 	spec := bytes.Clone(attesttest.SpecID()[:24])
-	spec = le.AppendUint32(spec, 2)
-	for _, v := range []uint16{a, aSize, b, bSize} {
-		spec = le.AppendUint16(spec, v)
+	spec = le.AppendUint32(spec, uint32(len(banks)))
+	for _, b := range banks {
+		spec = le.AppendUint16(le.AppendUint16(spec, b[0]), b[1])
 	}
-	spec = append(spec, 0)
+	spec = append(append(spec, 0), tail...)
 	out := le.AppendUint32(make([]byte, 0, 64), 0)
 	out = le.AppendUint32(out, attesttest.EvNoAction)
 	out = append(out, make([]byte, 20)...)
 	out = le.AppendUint32(out, uint32(len(spec)))
 	return append(out, spec...)
+}
+
+// Banks of a log: how many, which sizes, and which digests an event must have.
+func TestEventLogBanks(t *testing.T) {
+	le := binary.LittleEndian
+	many := func(n int) (list [][2]uint16) {
+		for i := range n {
+			list = append(list, [2]uint16{uint16(0x100 + i), 32})
+		}
+		return list
+	}
+	both := [][2]uint16{{0x04, 20}, {0x0B, 32}}
+	event := func(digests ...uint16) []byte {
+		b := le.AppendUint32(le.AppendUint32(nil, 1), 4)
+		b = le.AppendUint32(b, uint32(len(digests)))
+		for _, alg := range digests {
+			b = append(le.AppendUint16(b, alg), make([]byte, map[uint16]int{0x04: 20, 0x0B: 32}[alg])...)
+		}
+		return le.AppendUint32(b, 0)
+	}
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	for name, c := range map[string]struct {
+		log  []byte
+		what string // of the error; empty if the log is good
+	}{
+		"eight banks":             {banksLog(nil, many(8)), ""},
+		"nine banks":              {banksLog(nil, many(9)), "9 banks, expected 1 to 8"},
+		"unknown, of 64 bytes":    {banksLog(nil, [][2]uint16{{0x0B, 32}, {0x99, 64}}), ""},
+		"unknown, of 65 bytes":    {banksLog(nil, [][2]uint16{{0x0B, 32}, {0x99, 65}}), "bank 0x0099 has digests of 65 bytes"},
+		"SHA-256 of 31 bytes":     {banksLog(nil, [][2]uint16{{0x0B, 31}}), "bank 0x000b has digests of 31 bytes"},
+		"twice":                   {banksLog(nil, [][2]uint16{{0x0B, 32}, {0x0B, 32}}), "bank 0x000b is listed twice"},
+		"a byte behind":           {banksLog([]byte{0}, both), "the Spec ID's length does not fit"},
+		"both digests":            {join(banksLog(nil, both), event(0x04, 0x0B)), ""},
+		"both, the other way":     {join(banksLog(nil, both), event(0x0B, 0x04)), ""},
+		"one digest":              {join(banksLog(nil, both), event(0x0B)), "event 0 has 1 digests, expected 2"},
+		"three digests":           {join(banksLog(nil, both), event(0x0B, 0x04, 0x0B)), "event 0 has 3 digests, expected 2"},
+		"the same digest twice":   {join(banksLog(nil, both), event(0x0B, 0x0B)), "event 0 has a digest of algorithm 0x000b, repeated or not announced"},
+		"a digest of another":     {join(banksLog(nil, both), event(0x0B, 0x00)), "event 0 has a digest of algorithm 0x0000, repeated or not announced"},
+		"the second event, again": {join(banksLog(nil, both), event(0x04, 0x0B), event(0x04)), "event 1 has 1 digests, expected 2"},
+	} {
+		l, err := attest.ParseEventLog(c.log)
+		switch {
+		case c.what == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case c.what != "" && (err == nil || !strings.Contains(err.Error(), c.what)):
+			t.Errorf("%s: error is %v, expected %q", name, err, c.what)
+		case c.what == "" && strings.HasPrefix(name, "both") && (!slices.Equal(l.Banks, []string{"sha1", "sha256"}) || len(l.Events[0].Digests["sha1"]) != 20 || len(l.Events[0].Digests["sha256"]) != 32):
+			t.Errorf("%s: %+v", name, l)
+		case name == "unknown, of 64 bytes" && !slices.Equal(l.Banks, []string{"sha256"}):
+			t.Errorf("%s: banks are %q", name, l.Banks)
+		}
+	}
 }
 
 // TestRealEventLogs replays logs of real machines. The values are those of the
