@@ -295,6 +295,22 @@ func TestEventLogBanks(t *testing.T) {
 		return le.AppendUint32(b, 0)
 	}
 	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	// A digest of a bank that nobody knows is passed over, event by event.
+	odd := le.AppendUint32(le.AppendUint32(le.AppendUint32(nil, 1), 4), 2)
+	odd = append(le.AppendUint16(odd, 0x0B), make([]byte, 32)...)
+	odd = le.AppendUint32(append(le.AppendUint16(odd, 0x99), make([]byte, 48)...), 0)
+	l, err := attest.ParseEventLog(join(banksLog(nil, [][2]uint16{{0x0B, 32}, {0x99, 48}}), odd))
+	if err != nil || len(l.Events) != 1 || len(l.Events[0].Digests) != 1 {
+		t.Errorf("%+v, %v", l, err)
+	}
+	// An event that extends nothing may name any PCR.
+	l, err = attest.ParseEventLog(attesttest.Log([]attesttest.Event{{PCR: 0xFFFFFFFF, Type: attesttest.EvNoAction}}))
+	if err != nil || len(l.Events) != 1 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	if values, err := l.Replay("sha256"); err != nil || !bytes.Equal(values[0], make([]byte, 32)) {
+		t.Errorf("%x, %v", values[0], err)
+	}
 	for name, c := range map[string]struct {
 		log  []byte
 		what string // of the error; empty if the log is good

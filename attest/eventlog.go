@@ -197,10 +197,9 @@ func parseEvent(r *logReader, log *EventLog, sizes map[uint16]int) {
 			return
 		}
 		seen[alg] = true
-		if digest := r.take(uint64(size)); digest != nil {
-			if known, ok := bankNames[alg]; ok {
-				e.Digests[known.name] = digest
-			}
+		digest := r.take(uint64(size))
+		if known, ok := bankNames[alg]; ok {
+			e.Digests[known.name] = digest
 		}
 	}
 	size := r.u32()
@@ -209,9 +208,6 @@ func parseEvent(r *logReader, log *EventLog, sizes map[uint16]int) {
 		return
 	}
 	e.Data = r.take(uint64(size))
-	if r.err != nil {
-		return
-	}
 	// An event that extends nothing may name a PCR that does not exist.
 	if pcr >= pcrCount && e.Type != evNoAction {
 		r.fault("event %d extends PCR %d", len(log.Events), pcr)
