@@ -397,3 +397,55 @@ func TestRealEventLogs(t *testing.T) {
 		t.Error("a log of the old form was accepted")
 	}
 }
+
+// The locality of TPM2_Startup is PCR 0's first value; nothing but its own event
+// says it.
+func TestStartupLocality(t *testing.T) {
+	name := "StartupLocality\x00"
+	for what, c := range map[string]struct {
+		event attesttest.Event
+		loc   uint8
+	}{
+		"its event":        {attesttest.Event{Type: attesttest.EvNoAction, Data: append([]byte(name), 3)}, 3},
+		"locality 4":       {attesttest.Event{Type: attesttest.EvNoAction, Data: append([]byte(name), 4)}, 4},
+		"another PCR":      {attesttest.Event{PCR: 1, Type: attesttest.EvNoAction, Data: append([]byte(name), 3)}, 0},
+		"another type":     {attesttest.Event{Type: 4, Data: append([]byte(name), 3)}, 0},
+		"a byte more":      {attesttest.Event{Type: attesttest.EvNoAction, Data: append([]byte(name), 3, 3)}, 0},
+		"a byte less":      {attesttest.Event{Type: attesttest.EvNoAction, Data: []byte(name)}, 0},
+		"another name":     {attesttest.Event{Type: attesttest.EvNoAction, Data: append([]byte("StartupLocalitY\x00"), 3)}, 0},
+		"a name cut short": {attesttest.Event{Type: attesttest.EvNoAction, Data: []byte("Startup")}, 0},
+	} {
+		l, err := attest.ParseEventLog(attesttest.Log([]attesttest.Event{c.event}))
+		if err != nil || l.StartupLocality != c.loc {
+			t.Errorf("%s: locality %d, %v", what, l.StartupLocality, err)
+		}
+	}
+}
+
+// Only a bank that the log has, and that can be computed, is replayed.
+func TestReplayOfBank(t *testing.T) {
+	l, err := attest.ParseEventLog(twoBanks(0x04, 20, 0x0B, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bank, ok := range map[string]bool{"sha256": true, "sha384": false, "sha1": false, "md5": false, "": false} {
+		if _, err := l.Replay(bank); (err == nil) != ok {
+			t.Errorf("%q: %v", bank, err)
+		}
+	}
+}
+
+// Without a log that can be read, what depends on it is not made.
+func TestWhatDependsOnTheEventLog(t *testing.T) {
+	for reason, log := range map[attest.Reason][]byte{
+		attest.ReasonLogMissing: nil, attest.ReasonLogMalformed: {1}, attest.ReasonLogBank: twoBanks(0x04, 20, 0x0C, 48),
+	} {
+		v := judge(t, withEvidence(func(ev *evidence.Evidence) { ev.EventLog = log }))
+		want(t, v, is(attest.CheckEventLogForm, reason))
+		for _, name := range []attest.CheckName{attest.CheckEventLogReplay, attest.CheckEventLogData} {
+			if c := check(t, v, name); c.Reason != string(attest.ReasonNotMade) || !strings.Contains(c.Note, "event-log-form failed: "+string(reason)) {
+				t.Errorf("%+v", c)
+			}
+		}
+	}
+}
