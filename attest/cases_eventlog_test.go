@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -446,6 +447,53 @@ func TestWhatDependsOnTheEventLog(t *testing.T) {
 			if c := check(t, v, name); c.Reason != string(attest.ReasonNotMade) || !strings.Contains(c.Note, "event-log-form failed: "+string(reason)) {
 				t.Errorf("%+v", c)
 			}
+		}
+	}
+}
+
+// What a replay compared is shown PCR by PCR.
+func TestReplayInWords(t *testing.T) {
+	good := judge(t, genoa())
+	if c := check(t, good, attest.CheckEventLogReplay); c.Found != "PCRs 0-9" {
+		t.Errorf("%+v", c)
+	}
+	n := 0
+	for _, e := range attesttest.DirectBoot() {
+		if e.Type == attesttest.EvSeparator {
+			n++
+		}
+	}
+	if c := check(t, good, attest.CheckEventLogData); n == 0 || !strings.HasSuffix(c.Found, fmt.Sprintf(" of %d events have data that was hashed", len(attesttest.DirectBoot()))) || strings.HasPrefix(c.Found, "0 ") {
+		t.Errorf("%+v", c)
+	}
+	ones, twos := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32)
+	m := genoa()
+	v := judge(t, withEvidence(func(ev *evidence.Evidence) { ev.PCRs[4].Value, ev.PCRs[9].Value = ones, twos }))
+	c := check(t, v, attest.CheckEventLogReplay)
+	if c.Expected != fmt.Sprintf("4: %x\n9: %x", ones, twos) || c.Found != fmt.Sprintf("4: %x\n9: %x", m.TPM.PCRs[4], m.TPM.PCRs[9]) {
+		t.Errorf("%+v", c)
+	}
+	// A bank that the log has and nobody should use.
+	v = judge(t, withEvidence(func(ev *evidence.Evidence) { ev.PCRBank, ev.EventLog = "sha1", twoBanks(0x04, 20, 0x0B, 32) }))
+	if c := check(t, v, attest.CheckEventLogReplay); c.Reason != string(attest.ReasonLogReplay) || !strings.Contains(c.Found, `no digests for bank "sha1"`) {
+		t.Errorf("%+v", c)
+	}
+	// PCRs of a dynamic launch start as ones.
+	l, err := attest.ParseEventLog(attesttest.Log(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, err := l.Replay("sha256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, value := range values {
+		first := byte(0)
+		if i >= 17 && i <= 22 {
+			first = 0xFF
+		}
+		if !bytes.Equal(value, bytes.Repeat([]byte{first}, 32)) {
+			t.Errorf("PCR %d starts as %x", i, value)
 		}
 	}
 }
