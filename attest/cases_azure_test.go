@@ -148,7 +148,7 @@ func TestV30_RuntimeData(t *testing.T) {
 		wantAny(t, judgeAzure(t, m, ev), is(attest.CheckNonce, attest.ReasonNonceForm))
 	}
 	// Keys beside the runtime data say nothing, and have no place there.
-	m, ev = azure(runtimeData(good))
+	m, _ = azure(runtimeData(good))
 	for _, edit := range []func(*evidence.Evidence){
 		func(ev *evidence.Evidence) { ev.EKPublic = m.TPM.EKPublic() },
 		func(ev *evidence.Evidence) { ev.AKPublic = m.TPM.AKPublic() },

@@ -156,16 +156,15 @@ func orElse[T comparable](v, zero T) T {
 // an error.
 func (s *Session) activate(p *peer, step time.Duration, random io.Reader) error {
 	s.ek, s.ak = s.Evidence.EKPublic, s.Evidence.AKPublic
-	message, err := s.makeCredential(random)
-	if err != nil {
-		s.failure = err
+	var message *evidence.Activate
+	if message, s.failure = s.makeCredential(random); s.failure != nil {
 		return nil
 	}
 	if err := p.send(step, evidence.FrameActivate, message); err != nil {
 		return err
 	}
 	var reply evidence.Activated
-	err = p.expect(step, evidence.FrameActivated, &reply)
+	err := p.expect(step, evidence.FrameActivated, &reply)
 	var refused *AgentError
 	if errors.As(err, &refused) {
 		s.failure = refused

@@ -18,16 +18,16 @@ import (
 // proto/attest.proto and proto/tpm.proto, and of go-sev-guest's
 // proto/sevsnp.proto.
 const (
-	// SevSnpSvsmAttestation
+	// SevSnpSvsmAttestation.
 	pbSVSMAttestation     = 1
 	pbSVSMReport          = 2
 	pbSVSMManifest        = 3
 	pbSVSMManifestVersion = 4
-	// attest.Attestation
+	// attest.Attestation.
 	pbAttAKPub    = 1
 	pbAttQuotes   = 2
 	pbAttEventLog = 3
-	// tpm.Quote
+	// tpm.Quote.
 	pbQuoteQuote  = 1
 	pbQuoteRawSig = 2
 	pbQuotePCRs   = 3

@@ -118,7 +118,7 @@ func TestGoTPMMalformed(t *testing.T) {
 	}
 	for name, data := range map[string][]byte{
 		"empty":               nil,
-		"garbage":             []byte{0xFF, 0xFF, 0xFF},
+		"garbage":             {0xFF, 0xFF, 0xFF},
 		"cut short":           good[:len(good)-1],
 		"manifest twice":      appended(3, ev.Manifest),
 		"version twice":       appended(4, []byte("0")),

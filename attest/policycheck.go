@@ -74,15 +74,13 @@ func checkTCBOrder(t platformTCBs, p *Policy) Check {
 
 // floorFor finds the row of floors for a report; a check says why there is none.
 func floorFor(r *Report, p *Policy) (floor *Floor, noRow string) {
-	switch {
-	case r.CPUID == nil:
+	if r.CPUID == nil {
 		return nil, "a report before version 3 does not name its processor"
-	default:
-		if f := p.TCB.Floors.Table.Find(*r.CPUID); f != nil {
-			return f, ""
-		}
-		return nil, "no row for " + r.CPUID.String()
 	}
+	if f := p.TCB.Floors.Table.Find(*r.CPUID); f != nil {
+		return f, ""
+	}
+	return nil, "no row for " + r.CPUID.String()
 }
 
 // checkFloor compares one TCB with the floors.
