@@ -127,7 +127,6 @@ func parseVTPMManifest(b []byte, version uint32) ([]*tpmPublic, error) {
 	n := r.u32()
 	if n == 0 || n > maxManifestKeys {
 		r.fault("%d keys, expected 1 to %d", n, maxManifestKeys)
-		n = 0
 	}
 	var keys []*tpmPublic
 	for range n {

@@ -284,3 +284,39 @@ func TestC15_PolicyThatChecksNothing(t *testing.T) {
 		t.Error("a policy of any was accepted")
 	}
 }
+
+// Borders of a policy's values, and what is said of faults.
+func TestPolicyBorders(t *testing.T) {
+	for text, fault := range map[string]string{
+		"min_version: 2": "", "min_version: 5": "",
+		"min_version: 6": "report.min_version is 6, expected 2 to 5",
+		"min_version: 1": "report.min_version is 1, expected 2 to 5",
+	} {
+		_, err := attest.ParsePolicy(edit(t, "min_version: 3", text), "p")
+		if (err == nil) != (fault == "") || err != nil && !strings.Contains(err.Error(), fault) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	// Faults come in one order, whatever the map's is; and a policy with faults
+	// is not said to check nothing, too.
+	p := attest.PermissivePolicy()
+	p.GuestPolicy.Bits = map[string]attest.Want{"a": "x", "b": "x", "c": "x", "d": "x"}
+	first := p.Validate()
+	if first == nil || strings.Contains(first.Error(), "checks nothing") {
+		t.Fatalf("error is %v", first)
+	}
+	for range 20 {
+		if err := p.Validate(); err == nil || err.Error() != first.Error() {
+			t.Errorf("error is %v, was %v", err, first)
+		}
+	}
+	own := append(bytes.Replace(attest.PermissivePolicyYAML(), []byte("min_version: 2"), []byte("min_version: 9"), 1), '\n')
+	if _, err := attest.ParsePolicy(own, "p"); err == nil || strings.Contains(err.Error(), "checks nothing") {
+		t.Errorf("error is %v", err)
+	}
+	q := attest.DefaultPolicy()
+	q.TCB.Floors = attest.FloorSource{Name: "table", Table: &attest.FloorTable{Version: 1, Date: "2026-01-01", Floors: []attest.Floor{{CPUID: "19-01-01"}}}}
+	if err := q.Validate(); err == nil || !strings.Contains(err.Error(), `cpuid is "19-01-01", expected family/model/stepping`) {
+		t.Errorf("error is %v", err)
+	}
+}
