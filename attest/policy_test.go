@@ -320,3 +320,30 @@ func TestPolicyBorders(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 }
+
+// The text of a policy, before anything in it is looked at.
+func TestPolicyText(t *testing.T) {
+	good := attest.DefaultPolicyYAML()
+	padded := func(n int) []byte {
+		return append(append(bytes.Clone(good), '#'), bytes.Repeat([]byte("x"), n-len(good)-1)...)
+	}
+	with := func(tail string) []byte { return append(bytes.Clone(good), tail...) }
+	for name, c := range map[string]struct {
+		text []byte
+		what string // of the error; empty if it is good
+	}{
+		"64 KiB":        {padded(64 << 10), ""},
+		"a byte more":   {padded(64<<10 + 1), "found 65537 bytes, expected at most 65536"},
+		"not UTF-8":     {with("# \xff\n"), "not UTF-8 text"},
+		"NUL":           {with("# \x00\n"), "not UTF-8 text"},
+		"NUL first":     {append([]byte{0}, good...), "not UTF-8 text"},
+		"empty":         {nil, "the file is empty"},
+		"comments only": {[]byte("# nothing\n"), "the file is empty"},
+		"no YAML":       {[]byte("a: [\n"), "p: yaml:"},
+	} {
+		_, err := attest.ParsePolicy(c.text, "p")
+		if (err == nil) != (c.what == "") || err != nil && !strings.Contains(err.Error(), c.what) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
