@@ -1,21 +1,23 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 )
 
 // flagsFirst moves the flags of a command before its arguments, as the library
-// wants them: "verify FILE --golden G" means "verify --golden G FILE". What
-// follows "--" stays where it is. args[0] is the program's name.
+// wants them: "verify FILE --golden G" means "verify --golden G FILE". A flag of
+// the program that the command does not have goes before the command: "ps -q" means
+// "-q ps". What follows "--" stays where it is. args[0] is the program's name.
 func flagsFirst(app *cli.App, args []string) []string {
 	if len(args) == 0 {
 		return args
 	}
 	commands, flags := app.Commands, app.Flags
 	out := args[:1:1]
-	var moved, rest []string
+	var global, moved, rest []string
 	for i := 1; i < len(args); i++ {
 		a := args[i]
 		switch {
@@ -23,8 +25,12 @@ func flagsFirst(app *cli.App, args []string) []string {
 			rest = append(rest, args[i:]...)
 			i = len(args)
 		case strings.HasPrefix(a, "-") && a != "-":
-			moved = append(moved, a)
 			name, _, hasValue := strings.Cut(strings.TrimLeft(a, "-"), "=")
+			if len(out) > 1 && !hasFlag(flags, name) && hasFlag(app.Flags, name) {
+				global = append(global, a) // none takes a value
+				continue
+			}
+			moved = append(moved, a)
 			if !hasValue && takesValue(flags, name) && i+1 < len(args) {
 				i++
 				moved = append(moved, args[i])
@@ -43,7 +49,8 @@ func flagsFirst(app *cli.App, args []string) []string {
 			rest = append(rest, a)
 		}
 	}
-	return append(append(out, moved...), rest...)
+	out = append(append(out, moved...), rest...)
+	return append(append(args[:1:1], global...), out[1:]...)
 }
 
 func find(commands []*cli.Command, name string) *cli.Command {
@@ -53,6 +60,15 @@ func find(commands []*cli.Command, name string) *cli.Command {
 		}
 	}
 	return nil
+}
+
+func hasFlag(flags []cli.Flag, name string) bool {
+	for _, f := range flags {
+		if slices.Contains(f.Names(), name) {
+			return true
+		}
+	}
+	return false
 }
 
 // takesValue reports whether a flag is followed by its value.

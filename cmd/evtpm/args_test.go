@@ -28,7 +28,8 @@ func TestFlagsFirst(t *testing.T) {
 		"verify E --nosuch X":                "verify --nosuch E X",
 		"verify --golden -- E":               "verify --golden -- E",
 		"ovmf inspect F -o json":             "ovmf inspect -o json F",
-		"ovmf -q inspect F":                  "ovmf -q inspect F",
+		"ovmf -q inspect F":                  "-q ovmf inspect F",
+		"verify E --golden -q --quiet":       "--quiet verify --golden -q E",
 		"ovmf inspect ovmf -o json":          "ovmf inspect -o json ovmf",
 		"nosuch --golden G":                  "nosuch --golden G",
 	} {
