@@ -937,6 +937,8 @@ func TestV33_RaceForOneNonce(t *testing.T) {
 	}
 }
 
+// What an agent answers a second time, or to another challenge, is no answer
+// (L-24).
 func TestS63_MixedEvidence(t *testing.T) {
 	m := genoa()
 	s := challenge(t, m, m.TPM, attest.ChallengeOptions{})

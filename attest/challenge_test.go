@@ -436,3 +436,32 @@ func TestWhereAChallengeFailed(t *testing.T) {
 		}
 	}
 }
+
+// TestL22_AgentThatJudges: evidence is bytes; an agent's own verdict has no place
+// in it, and an agent that says no more than that has not answered.
+func TestL22_AgentThatJudges(t *testing.T) {
+	m := genoa()
+	for name, answer := range map[string]func(evidence.Challenge) []byte{
+		"a verdict beside evidence": func(ch evidence.Challenge) []byte {
+			b, err := json.Marshal(m.Answer(ch))
+			if err != nil {
+				panic(err)
+			}
+			return append(b[:len(b)-1], `,"verified":true}`...)
+		},
+		"a verdict alone": func(evidence.Challenge) []byte { return []byte(`{"result":"trusted"}`) },
+	} {
+		err := faulty(t, attest.ChallengeOptions{}, func(c net.Conn) {
+			c.Write(hello)
+			_, b, err := evidence.ReadFrame(c, 0)
+			var ch evidence.Challenge
+			if err != nil || json.Unmarshal(b, &ch) != nil {
+				return
+			}
+			evidence.WriteFrame(c, evidence.FrameEvidence, answer(ch))
+		})
+		if !strings.HasPrefix(err.Error(), "ask for evidence: ") || errors.Is(err, io.EOF) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

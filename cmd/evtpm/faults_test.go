@@ -349,7 +349,9 @@ type faultResult struct {
 }
 
 // TestFaultMatrix does everything to a launch in every phase: nothing may run,
-// nothing may lie about, and nothing may hang afterwards. EVTPM_FAULTS=all runs
+// nothing may lie about, and nothing may hang afterwards. It is the test of a
+// launcher that is killed (L-12), of Ctrl-C in every phase (L-20), and of guests
+// that hang (L-21). EVTPM_FAULTS=all runs
 // the whole matrix, and prints it; otherwise it is every seventh case.
 func TestFaultMatrix(t *testing.T) {
 	need(t, "swtpm")
