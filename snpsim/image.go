@@ -89,10 +89,7 @@ func (r *reader) fill(steps []*measure.Step) error {
 			return err
 		}
 		for _, s := range steps[:n] {
-			found := data[s.GPA-gpa : s.GPA-gpa+s.Size : s.GPA-gpa+s.Size]
-			if s.Data != nil || len(bytes.TrimLeft(found, "\x00")) > 0 {
-				s.Data = found
-			}
+			s.Data = data[s.GPA-gpa : s.GPA-gpa+s.Size : s.GPA-gpa+s.Size]
 		}
 		steps = steps[n:]
 	}

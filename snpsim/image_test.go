@@ -113,6 +113,15 @@ func TestReadSequenceImage(t *testing.T) {
 				t.Fatal(err)
 			}
 			hardware := digestOf(t, want)
+			// Without an SVSM, nothing but the firmware is left, or the simulated SVSM's page
+			// is not added.
+			bare := *want
+			if c.svsm {
+				bare.Steps = slices.DeleteFunc(slices.Clone(want.Steps), func(s measure.Step) bool {
+					return s.Type != measure.PageVMSA && s.GPA < uint64(1<<32-len(firmware))
+				})
+			}
+			without := digestOf(t, &bare)
 			if !c.svsm {
 				want.Steps = append(want.Steps, SVSMStep())
 			}
@@ -140,8 +149,8 @@ func TestReadSequenceImage(t *testing.T) {
 			if d := digestOf(t, seq); d != good {
 				t.Errorf("found %s, expected %s\nfound %s\nexpected %s", d, good, summary(seq), summary(want))
 			}
-			if seq, err := read(nil, ReadOptions{NoSVSM: true}); err != nil || digestOf(t, seq) == good {
-				t.Errorf("attack: no SVSM has the same digest (%v)", err)
+			if seq, err := read(nil, ReadOptions{NoSVSM: true}); err != nil || digestOf(t, seq) != without || without == good {
+				t.Errorf("attack: no SVSM: found %v (%v), expected digest %s", summary(seq), err, without)
 			}
 			for name, change := range map[string]func(*fakeQEMU){
 				"one bit of the firmware":  func(q *fakeQEMU) { q.put(0xffff0010, 0xfe) },
@@ -181,9 +190,23 @@ func TestReadSequenceImage(t *testing.T) {
 			if _, err := read(func(q *fakeQEMU) { q.fail = "pmemsave" }, ReadOptions{}); err == nil {
 				t.Error("pmemsave fails: found no error")
 			}
-			again, err := l.Sequence(2, 0x800f12)
-			if err != nil || digestOf(t, again) != hardware {
-				t.Errorf("the image was changed (%v)", err)
+			// What the AMD-SP brings is not read.
+			if seq, err := read(func(q *fakeQEMU) { q.put(0x80d000, 1); q.put(0x80e000, 1) }, ReadOptions{}); err != nil || digestOf(t, seq) != good {
+				t.Errorf("junk where the secrets page will be: found %s (%v)", summary(seq), err)
+			}
+			// The image stays what it is, whatever QEMU holds.
+			image, err := l.Sequence(2, 0x800f12)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Sequence = func(int, uint32) (*measure.Sequence, error) { return image, nil }
+			for name, change := range map[string]func(*fakeQEMU){
+				"firmware":  func(q *fakeQEMU) { q.put(0xffff0010, 0xfe) },
+				"registers": func(q *fakeQEMU) { q.register = strings.Replace(q.register, "0000fff0", "00001000", 1) },
+			} {
+				if _, err := read(change, ReadOptions{}); err != nil || digestOf(t, image) != hardware {
+					t.Errorf("%s: the image was changed (%v)", name, err)
+				}
 			}
 		})
 	}
@@ -205,6 +228,19 @@ func TestReadSequenceImageRefused(t *testing.T) {
 		l := &ImageLaunch{Sequence: func(int, uint32) (*measure.Sequence, error) { return seq, nil }, FirmwareSize: 4096}
 		if _, err := ReadSequence(context.Background(), q, ReadOptions{Dir: t.TempDir(), Image: l}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("found %v, expected %q", err, want)
+		}
+	}
+	// As many pieces as may be; and more steps than that in one piece, in any order.
+	most := &measure.Sequence{Steps: many.Steps[:maxReads], VMSAs: []measure.Step{{Type: measure.PageVMSA, GPA: measure.VMSAGPA, Size: measure.PageSize}}}
+	falling := &measure.Sequence{VMSAs: most.VMSAs}
+	for i := range uint64(2 * maxReads) {
+		falling.Steps = append(falling.Steps, measure.Step{Type: measure.PageNormal, GPA: (2*maxReads - i) * measure.PageSize, Size: measure.PageSize})
+	}
+	for name, seq := range map[string]*measure.Sequence{"most": most, "falling": falling} {
+		q.register = fakeRegisters(1)
+		l := &ImageLaunch{Sequence: func(int, uint32) (*measure.Sequence, error) { return seq, nil }, FirmwareSize: 4096}
+		if _, err := ReadSequence(context.Background(), q, ReadOptions{Dir: t.TempDir(), Image: l}); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	l := &ImageLaunch{Sequence: func(int, uint32) (*measure.Sequence, error) { return nil, os.ErrInvalid }, FirmwareSize: 4096}

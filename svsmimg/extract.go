@@ -110,11 +110,12 @@ func (f *File) maxExtract() uint64 { return uint64(len(f.Data)) + maxExpansion }
 // errNoFirmware says that a file has no page that ends at 4 GiB.
 var errNoFirmware = errors.New("IGVM file has no firmware: found no page that ends at 4 GiB")
 
-// firmware returns the pages of a platform that end at 4 GiB.
+// firmware returns the pages of a platform that end at 4 GiB. Memory above may
+// follow them.
 func (f *File) firmware(mask uint32) ([]byte, error) {
 	base := uint64(top4G)
 	for _, r := range f.runs(mask) {
-		if r.gpa < top4G && r.gpa+r.size == top4G {
+		if r.gpa < top4G && r.gpa+r.size >= top4G {
 			base = r.gpa
 		}
 	}

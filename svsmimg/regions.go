@@ -77,7 +77,7 @@ func (f *File) regions(mask uint32) regions {
 	}
 	runs := f.runs(mask)
 	for _, r := range runs {
-		if r.gpa < top4G && r.gpa+r.size == top4G {
+		if r.gpa < top4G && r.gpa+r.size >= top4G {
 			add(r.gpa, top4G, regionFirmware)
 		}
 	}

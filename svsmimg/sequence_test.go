@@ -346,6 +346,26 @@ func TestExtract(t *testing.T) {
 	if e := must(other.Extract()); len(e.Pages) != 2 || e.Pages[1].GPA != 0xff000 {
 		t.Errorf("found %d pieces of memory, expected the page at 0xff000 among them", len(e.Pages))
 	}
+	// In order of address, also above 4 GiB, and for the platform alone.
+	several := small(func(b *builder) {
+		b.f.Headers = slices.Insert(b.f.Headers, 1, Header(&Platform{Mask: maskNative, Platform: PlatformNative, Version: 1}))
+		b.page(0x100000000, maskSNP, DataNormal, filler(pageSize, 62))
+		b.page(0x70000, maskSNP, DataNormal, filler(pageSize, 63))
+		b.page(0x60000, maskNative, DataNormal, filler(pageSize, 64))
+	})
+	if e := must(several.Extract()); len(e.Pages) != 3 || e.Pages[0].GPA != 0x10000 || e.Pages[1].GPA != 0x70000 || e.Pages[2].GPA != 0x100000000 {
+		t.Errorf("found pages %v", e.Pages)
+	}
+	// Where the boot vCPU starts says whether there is an SVSM.
+	for entry, svsm := range map[uint64]bool{0: true, top4G - 64<<10 - 1: true, top4G - 64<<10: false, top4G - 1: false, top4G: true, 0x8000000000: true} {
+		f := withVMSA(func(v *measure.VMSA) { v.CS.Base, v.RIP = 0, entry })
+		if e := must(f.Extract()); e.SVSM != svsm {
+			t.Errorf("start at 0x%x: found SVSM %t, expected %t", entry, e.SVSM, svsm)
+		}
+	}
+	if e := must(noContext().Extract()); e.SVSM {
+		t.Error("a file without VP_CONTEXT, which starts at the reset vector, holds an SVSM")
+	}
 	// Of an image with an SVSM, nothing but the firmware has a place without VMPLs.
 	if e.SVSM {
 		t.Error("a file that starts at the reset vector holds an SVSM")
