@@ -76,6 +76,10 @@ func pickLeaf(r *Report, leafs []*x509.Certificate, now time.Time) *x509.Certifi
 		}
 		return leafs[0]
 	}
+	if own := ownLeaf(r, leafs); own != nil {
+		// No choice: whether it signed the report, its check says.
+		return own
+	}
 	type candidate struct {
 		cert     *x509.Certificate
 		likeness int
@@ -86,20 +90,32 @@ func pickLeaf(r *Report, leafs []*x509.Certificate, now time.Time) *x509.Certifi
 	}
 	slices.SortStableFunc(list, func(a, b candidate) int { return b.likeness - a.likeness })
 	list = slices.CompactFunc(list, func(a, b candidate) bool { return a.cert.Equal(b.cert) })
-	own := func(i int) bool { return i < len(list) && list[i].likeness|likenessValid == likenessAll }
-	if own(0) && !own(1) {
-		// No choice: whether it signed the report, its check says.
-		return list[0].cert
-	}
 	for _, c := range list[:min(len(list), maxCandidates)] {
 		if l, err := parseLeaf(c.cert); err == nil && verifySignature(r, l.key) == nil {
 			return c.cert
 		}
 	}
-	if !own(0) {
+	if list[0].likeness|likenessValid != likenessAll {
 		return nil
 	}
 	return list[0].cert
+}
+
+// ownLeaf is the only certificate that is for a report's kind of key, chip and
+// TCB; nil if there are none or several.
+func ownLeaf(r *Report, leafs []*x509.Certificate) (own *x509.Certificate) {
+	chip := r.ChipID[:hwidSizeTurin]
+	for _, c := range leafs {
+		// Most of a fleet's are of other chips, and quickly told.
+		if r.SignerInfo.SigningKey() == SigningKeyVCEK && !bytes.Contains(c.Raw, chip) || !mayBeLeafOf(r, c) {
+			continue
+		}
+		if own != nil && !own.Equal(c) {
+			return nil
+		}
+		own = c
+	}
+	return own
 }
 
 // likenessAll is the likeness when everything agrees; likenessValid what a

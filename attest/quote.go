@@ -185,7 +185,7 @@ func checkPCRGolden(ev *evidence.Evidence, g *measure.Golden) []Check {
 	reason := ReasonPCRGolden
 	for _, p := range g.PCRs.Values {
 		got, quoted := values[p.PCR]
-		if quoted && slices.ContainsFunc(p.AnyOf, func(v measure.GoldenPCRValue) bool { return bytes.Equal(v.Value, got) }) {
+		if slices.ContainsFunc(p.AnyOf, func(v measure.GoldenPCRValue) bool { return bytes.Equal(v.Value, got) }) {
 			judged = append(judged, p.PCR)
 			continue
 		}
