@@ -517,14 +517,21 @@ func (p *Plan) libvirtDevices(d *domain, o LibvirtOptions) error {
 			Address: domainPortAddress{Type: "virtio-serial", Controller: "0", Bus: "0", Port: port},
 		})
 	}
-	if s.Agent.Transport == TransportVirtioSerial {
-		channel(portAgent, "1", "bind", filepath.Join(o.Dir, "agent.sock"))
+	serial := s.Agent.Transport == TransportVirtioSerial
+	switch socket := filepath.Join(o.Dir, "agent.sock"); {
+	case serial && o.User != "":
+		// libvirt would make this socket itself, as root, for root alone. In JSON, as
+		// libvirt's own: QEMU makes other devices first, and there is no bus then.
+		d.arg("-chardev", "socket,id=agent,server=on,wait=off,path="+commas(socket),
+			"-device", `{"driver":"virtserialport","bus":"virtio-serial0.0","nr":1,"chardev":"agent","name":"`+portAgent+`"}`)
+	case serial:
+		channel(portAgent, "1", "bind", socket)
 	}
 	if s.Platform == PlatformSim {
 		channel(portSVSM, "2", "connect", o.SVSM)
 		dev.TPM = &domainTPM{Model: "tpm-crb", Backend: domainTPMBackend{Type: "external", Source: domainSocketSource{Type: "unix", Mode: "connect", Path: o.TPM}}}
 	}
-	if dev.Channels != nil {
+	if serial || dev.Channels != nil {
 		dev.Controllers = append(dev.Controllers, domainController{Type: "virtio-serial", Index: "0", Ports: "4"})
 	}
 	if s.Vsock != nil {

@@ -131,18 +131,28 @@ func TestLibvirtSchema(t *testing.T) {
 	if err != nil {
 		t.Skip("virt-xml-validate is not installed")
 	}
-	for name, p := range domainCases(t) {
-		data, err := p.LibvirtDomain(LibvirtOptions{Dir: "/run/evtpm/demo"})
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
+	// As evtpm render writes them, and as machines are started: through a libvirt
+	// of the session, of the system, and of another machine.
+	const uuid = "6cf6e3c9-1d5b-4a52-8c2d-5d4b4f1e9d10"
+	for as, o := range map[string]LibvirtOptions{
+		"rendered": {Dir: "/run/evtpm/demo"},
+		"session":  {Dir: "/run/evtpm/demo", UUID: uuid, Console: "/run/evtpm/demo/console.sock"},
+		"system":   {Dir: "/run/evtpm/demo", UUID: uuid, Console: "/run/evtpm/demo/console.sock", User: "+1000:+1000"},
+		"remote":   {Dir: "/run/evtpm/demo", UUID: uuid, Console: "pty"},
+	} {
+		for name, p := range domainCases(t) {
+			data, err := p.LibvirtDomain(o)
+			if err != nil {
+				t.Errorf("%s, %s: %v", name, as, err)
+				continue
+			}
+			path := write(t, filepath.Join(t.TempDir(), "domain.xml"), data)
+			if out, err := exec.Command(validate, path, "domain").CombinedOutput(); err != nil {
+				t.Errorf("%s, %s: %v\n%s\n%s", name, as, err, out, data)
+				continue
+			}
+			tell("validated  %s, %s", name, as)
 		}
-		path := write(t, filepath.Join(t.TempDir(), "domain.xml"), data)
-		if out, err := exec.Command(validate, path, "domain").CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s\n%s", name, err, out, data)
-			continue
-		}
-		tell("validated  %s", name)
 	}
 }
 

@@ -3,11 +3,13 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,7 +59,7 @@ func TestE2ELibvirtLaunch(t *testing.T) {
 	if left := l.left(10 * time.Second); len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
 	}
-	l.evtpm("rm", "m")
+	l.remove(t)
 	l.nothingLeft(t)
 }
 
@@ -119,9 +121,7 @@ func TestFaultLibvirtRun(t *testing.T) {
 			if left := l.left(endWait); len(left) > 0 {
 				t.Errorf("processes are left: %v", left)
 			}
-			if code, said := l.evtpm("rm", "m"); code != 0 {
-				t.Errorf("rm: exit code %d: %s", code, said)
-			}
+			l.remove(t)
 			l.nothingLeft(t)
 		})
 	}
@@ -209,7 +209,7 @@ func TestE2ELibvirtNames(t *testing.T) {
 
 // systemLibvirt runs a system-wide libvirt, configured as it comes, with nothing
 // of this machine's: in a mount namespace with folders of its own, which end with
-// it. What follows the script's own folder is run beside it.
+// it. Its arguments are a folder, and what to run beside it.
 const systemLibvirt = `set -eu
 mount --make-rprivate /
 for d in /run /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do mount -t tmpfs tmpfs "$d"; done
@@ -227,9 +227,9 @@ for i in $(seq 600); do
   [ -S /run/libvirt/libvirt-sock ] && break
   sleep 0.05
 done
-shift
+chmod 777 /run/libvirt/libvirt-sock
 status=0
-"$@" || status=$?
+eval "$2" || status=$?
 virsh -c qemu:///system list --all --name | grep . && status=77
 kill "$daemon"
 wait "$daemon" || true
@@ -238,32 +238,88 @@ exit "$status"
 
 // TestE2ELibvirtSystem: through a system-wide libvirt, whose QEMU would be another
 // user's, a machine runs as the user who launches it, and takes its files and
-// sockets where they are.
+// sockets where they are: root, and a user without rights who may connect.
 func TestE2ELibvirtSystem(t *testing.T) {
-	need(t, "libvirtd", "virsh", "unshare")
+	need(t, "libvirtd", "virsh", "unshare", "setpriv")
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a system-wide libvirt of its own")
 	}
-	r := bootRig(t, e2eAmdSev, "")
+	// The daemon looks at every QEMU of the machine first.
+	r := bootAnywhere(t, e2eAmdSev, "backend: libvirt\nlibvirt: {uri: 'qemu:///system'}")
+	spec, err := os.ReadFile(r.spec)
+	if err == nil {
+		err = os.WriteFile(r.spec, bytes.Replace(spec, []byte("timeouts: {"), []byte("timeouts: {start: 10m, "), 1), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := idleLibvirtRig(t, r)
+	run := fmt.Sprintf(`setpriv --reuid=%[3]d --regid=%[3]d --clear-groups %[1]s/evtpm launch --rm %[2]s`, r.dir, r.spec, libvirtUser)
+	who := []string{"a user without rights"}
+	if os.Getenv("EVTPM_LIBVIRT") == "all" {
+		run += fmt.Sprintf(` && EVTPM_HOME=%[1]s/h0 EVTPM_STATE=%[1]s/s0 %[1]s/evtpm launch --rm --allow-untrusted-file %[2]s`, r.dir, r.spec)
+		who = append(who, "root")
+	}
+	cmd := exec.Command("unshare", "-m", "--propagation", "private", "bash", "-c", systemLibvirt, "bash", r.dir, run)
+	cmd.Env = l.environ(l.runtime)
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.Count(string(out), "verdict: trusted (SIMULATED)") != len(who) || strings.Count(string(out), "by libvirt 1") != len(who) {
+		daemon, _ := os.ReadFile(filepath.Join(r.dir, "libvirtd.log"))
+		t.Errorf("%v\n%s\nlibvirtd:\n%s", err, out, daemon)
+	}
+	for _, w := range who {
+		if testing.Verbose() && !t.Failed() {
+			fmt.Printf("launched   as %s, in system mode: verdict: trusted (SIMULATED)\n", w)
+		}
+	}
+	r.nothingLeft(t)
+}
+
+// TestE2ELibvirtDaemon: where no libvirt of the session runs, launches start one,
+// once.
+func TestE2ELibvirtDaemon(t *testing.T) {
+	need(t, "libvirtd", "virsh", "qemu-system-x86_64", "swtpm")
+	r := mustRig(t, fakeSettings{}, "")
+	r.realQEMU(t)
 	spec, err := os.ReadFile(r.spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The daemon looks at every QEMU of the machine first.
-	spec = []byte(strings.Replace(string(spec), "timeouts: {", "timeouts: {start: 10m, ", 1) + "backend: libvirt\nlibvirt: {uri: 'qemu:///system'}\n")
-	if err := os.WriteFile(r.spec, spec, 0o600); err != nil {
+	before, _, _ := strings.Cut(string(spec), "timeouts: ")
+	text := before + "timeouts: {start: 5m, boot: 2s}\nbackend: libvirt\n"
+	other := filepath.Join(r.dir, "n.yaml")
+	err = errors.Join(os.WriteFile(r.spec, []byte(text), 0o600), os.WriteFile(other, []byte(strings.Replace(text, "name: m", "name: n", 1)), 0o600))
+	if err != nil {
 		t.Fatal(err)
 	}
-	evtpm := r.command("launch", "--rm", r.spec)
-	cmd := exec.Command("unshare", append([]string{"-m", "--propagation", "private", "bash", "-c", systemLibvirt, "bash", r.dir}, evtpm.Args...)...)
-	cmd.Env = append(evtpm.Env, "PATH="+r.dir+":"+os.Getenv("PATH")+":/usr/sbin")
-	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "verdict: trusted (SIMULATED)") || !strings.Contains(string(out), "by libvirt 1") {
-		daemon, _ := os.ReadFile(filepath.Join(r.dir, "libvirtd.log"))
-		t.Errorf("%v\n%s\nlibvirtd:\n%s", err, out, daemon)
+	l := idleLibvirtRig(t, r)
+	said := make(chan string, 2)
+	for _, spec := range []string{r.spec, other} {
+		go func() {
+			// The guest does nothing: the launch ends when that is clear.
+			code, out := l.evtpm("launch", spec)
+			said <- fmt.Sprintf("exit code %d:\n%s", code, out)
+		}()
 	}
-	if testing.Verbose() && !t.Failed() {
-		fmt.Printf("launched   as root, in system mode: verdict: trusted (SIMULATED)\n")
+	for range 2 {
+		if out := <-said; !strings.Contains(out, "exit code 10") || !strings.Contains(out, "by libvirt 1") {
+			t.Errorf("expected a VM that was started by libvirt, and said nothing; found %s", out)
+		}
 	}
-	r.nothingLeft(t)
+	data, err := os.ReadFile(filepath.Join(l.dir, "run/libvirt/libvirtd.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || !strings.HasSuffix(strings.TrimSuffix(string(line), "\x00"), "libvirtd\x00--timeout\x00120") {
+		t.Errorf("the daemon's command line is %q (%v), expected libvirtd --timeout 120", line, err)
+	}
+	l.nothingLeft(t)
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
 }

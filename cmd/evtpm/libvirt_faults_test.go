@@ -278,9 +278,7 @@ func (l *libvirtRig) recover(t *testing.T, what string) {
 		t.Errorf("evtpm ps: exit code %d: %s", code, said)
 	}
 	if said != "" {
-		if code, said := l.evtpm("rm", "m"); code != 0 {
-			t.Errorf("evtpm rm: exit code %d: %s", code, said)
-		}
+		l.remove(t)
 	}
 	if left := l.left(endWait); len(left) > 0 {
 		t.Errorf("processes are left after evtpm rm: %v", left)

@@ -31,6 +31,15 @@ type libvirtRig struct {
 // newLibvirtRig makes of a rig one with libvirt, and starts the daemon.
 func newLibvirtRig(t *testing.T, r *rig) *libvirtRig {
 	t.Helper()
+	l := idleLibvirtRig(t, r)
+	l.startDaemon(t)
+	t.Cleanup(l.stopDaemon)
+	return l
+}
+
+// idleLibvirtRig makes of a rig one with libvirt, of which no daemon runs.
+func idleLibvirtRig(t *testing.T, r *rig) *libvirtRig {
+	t.Helper()
 	need(t, "libvirtd", "virsh")
 	l := &libvirtRig{rig: r, runtime: filepath.Join(r.dir, "run")}
 	state, err := simState()
@@ -53,8 +62,6 @@ func newLibvirtRig(t *testing.T, r *rig) *libvirtRig {
 		l.cred = &syscall.Credential{Uid: libvirtUser, Gid: libvirtUser}
 	}
 	l.give(t)
-	l.startDaemon(t)
-	t.Cleanup(l.stopDaemon)
 	return l
 }
 
@@ -191,6 +198,22 @@ func (l *libvirtRig) left(within time.Duration) map[int]string {
 	}
 }
 
+// remove removes what is left of the machine. A supervisor that is ending holds
+// its folder to the last.
+func (l *libvirtRig) remove(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(endWait); ; time.Sleep(50 * time.Millisecond) {
+		code, said := l.evtpm("rm", "m")
+		if code == 0 {
+			return
+		}
+		if !strings.Contains(said, "is running already") || time.Now().After(deadline) {
+			t.Errorf("evtpm rm: exit code %d: %s", code, said)
+			return
+		}
+	}
+}
+
 // nothingLeft fails the test when anything runs, lies about, or is known to
 // libvirt.
 func (l *libvirtRig) nothingLeft(t *testing.T) {
@@ -219,25 +242,32 @@ func (l *libvirtRig) noDomains(t *testing.T) {
 	}
 }
 
-// bootLibvirtRig is a rig whose spec boots through libvirt.
+// bootLibvirtRig is a rig whose spec boots through the rig's own libvirt.
 func bootLibvirtRig(t *testing.T, firmware, more string, modules ...string) *libvirtRig {
 	t.Helper()
 	need(t, "libvirtd", "virsh")
+	return newLibvirtRig(t, bootAnywhere(t, firmware, more+"\nbackend: libvirt\n", modules...))
+}
+
+// bootAnywhere is a rig with a spec that boots, and whose files all lie in the
+// rig: the tree may lie where another user cannot look.
+func bootAnywhere(t *testing.T, firmware, more string, modules ...string) *rig {
+	t.Helper()
 	r := bootRig(t, firmware, more, modules...)
-	// The tree may lie where the user cannot look.
-	spec, err1 := os.ReadFile(r.spec)
-	kernel, err2 := os.ReadFile(e2eKernel)
-	abs, err3 := filepath.Abs(e2eKernel)
-	spec = bytes.Replace(spec, []byte(abs), []byte("vmlinuz"), 1)
-	if firmware == e2eAmdSev {
-		data, err := os.ReadFile(firmware)
-		from, absErr := filepath.Abs(firmware)
-		spec = bytes.Replace(spec, []byte(from), []byte("OVMF.fd"), 1)
-		err3 = errors.Join(err3, err, absErr, os.WriteFile(filepath.Join(r.dir, "OVMF.fd"), data, 0o600))
-	}
-	spec = append(spec, "backend: libvirt\n"...)
-	if err := errors.Join(err1, err2, err3, os.WriteFile(filepath.Join(r.dir, "vmlinuz"), kernel, 0o600), os.WriteFile(r.spec, spec, 0o600)); err != nil {
+	spec, err := os.ReadFile(r.spec)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return newLibvirtRig(t, r)
+	for from, name := range map[string]string{e2eKernel: "vmlinuz", firmware: "OVMF.fd"} {
+		abs, err1 := filepath.Abs(from)
+		data, err2 := os.ReadFile(from)
+		if err := errors.Join(err1, err2, os.WriteFile(filepath.Join(r.dir, name), data, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		spec = bytes.Replace(spec, []byte(abs), []byte(name), 1)
+	}
+	if err := os.WriteFile(r.spec, spec, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
