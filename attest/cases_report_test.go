@@ -154,6 +154,9 @@ func TestS10_Version4(t *testing.T) {
 		r.PutU64(attesttest.OffLaunchMit, 1)
 	})
 	want(t, judge(t, m), is(attest.CheckReportReserved, attest.ReasonReservedNotZero))
+	if r, err := attest.ParseReport(m.SignedReport([64]byte{})); err != nil || r.LaunchMitigations != 0 || r.Claims().LaunchMitigations != nil {
+		t.Errorf("mitigation vectors of version 4: %+v, %v", r, err)
+	}
 }
 
 func TestS11_Version5(t *testing.T) {

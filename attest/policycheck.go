@@ -142,7 +142,7 @@ func checkFirmware(r *Report, p *Policy) Check {
 		return fail(CheckFirmware, ReasonFirmwareBelow, "a readable policy", err.Error())
 	case p.Platform.MinFirmware == "":
 		return skip(CheckFirmware, "the policy asks for no version").found(found)
-	case r.CurrentVersion.compare(lowest) < 0 || r.CommittedVersion.compare(lowest) < 0:
+	case r.CurrentVersion.below(lowest) || r.CommittedVersion.below(lowest):
 		return fail(CheckFirmware, ReasonFirmwareBelow, lowest.String()+" or more", found)
 	}
 	return pass(CheckFirmware, found)

@@ -86,17 +86,9 @@ func (v FirmwareVersion) String() string {
 	return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Build)
 }
 
-// compare returns -1, 0 or 1, major first.
-func (v FirmwareVersion) compare(w FirmwareVersion) int {
-	a := uint32(v.Major)<<16 | uint32(v.Minor)<<8 | uint32(v.Build)
-	b := uint32(w.Major)<<16 | uint32(w.Minor)<<8 | uint32(w.Build)
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
+// below compares versions, major first.
+func (v FirmwareVersion) below(w FirmwareVersion) bool {
+	return uint32(v.Major)<<16|uint32(v.Minor)<<8|uint32(v.Build) < uint32(w.Major)<<16|uint32(w.Minor)<<8|uint32(w.Build)
 }
 
 // A Report is an ATTESTATION_REPORT taken apart. Nothing in it has been judged:

@@ -228,7 +228,8 @@ func (p *tpmPublic) key() (crypto.PublicKey, error) {
 		return nil, fmt.Errorf("curve is %#04x, expected P-256 or P-384", p.curve)
 	}
 	size := (curve.Params().BitSize + 7) / 8
-	if len(p.x) != size || len(p.y) != size {
+	// That both together have the right length, ParseUncompressedPublicKey sees to.
+	if len(p.x) != size {
 		return nil, fmt.Errorf("point of %d and %d bytes, expected %d each", len(p.x), len(p.y), size)
 	}
 	point := bytes.Join([][]byte{{4}, p.x, p.y}, nil)
