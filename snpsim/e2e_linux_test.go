@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/qmp"
+	"github.com/evtpm/evtpm/svsmimg"
 )
 
 const debianOVMF = "/usr/share/ovmf/OVMF.fd"
@@ -168,6 +170,38 @@ func TestE2EReadSequence(t *testing.T) {
 		}
 		if digest(swapped) == digestOf(t, want) {
 			t.Error("swapped firmware has the same launch digest")
+		}
+	})
+	t.Run("pages beside the firmware of an IGVM file", func(t *testing.T) {
+		f := *wrapped(t, readFirmware(t, debianOVMF))
+		page := bytes.Repeat([]byte("page"), measure.PageSize/4)
+		at := slices.IndexFunc(f.Headers, func(h svsmimg.Header) bool { return h.Type() == svsmimg.TypePageData })
+		f.Headers = slices.Insert(slices.Clone(f.Headers), at, svsmimg.Header(&svsmimg.PageData{
+			GPA: 0x900000, Mask: f.Mask(svsmimg.PlatformSNP), Data: svsmimg.Blob{Offset: uint32(len(f.Data)), Size: measure.PageSize},
+		}))
+		f.Data = append(slices.Clone(f.Data), page...)
+		l := launchOf(t, &f)
+		want, err := l.Sequence(1, signature(t, "EPYC-v4"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Steps = append(want.Steps, SVSMStep())
+		name := filepath.Join(shortDir(t), "pages.bin")
+		for _, changed := range []bool{false, true} {
+			if changed {
+				page[0] ^= 1
+			}
+			if err := os.WriteFile(name, page, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			v := startQEMU(t, "-bios", debianOVMF, "-cpu", "EPYC-v4", "-device", "loader,file="+name+",addr=0x900000,force-raw=on")
+			seq, err := ReadSequence(context.Background(), v, ReadOptions{Dir: v.dir, Image: l})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (digestOf(t, seq) == digestOf(t, want)) == changed {
+				t.Errorf("changed %t: QEMU holds %s, the image gives %s", changed, digestOf(t, seq), digestOf(t, want))
+			}
 		}
 	})
 	t.Run("boot vCPU starts elsewhere", func(t *testing.T) {
