@@ -121,3 +121,41 @@ func TestQuoteBorders(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 }
+
+// What the vTPM's checks say.
+func TestVTPMInWords(t *testing.T) {
+	m := genoa()
+	v := judge(t, m)
+	if c := check(t, v, attest.CheckEK); !strings.HasPrefix(c.Found, "RSA-2048, exponent 0, attributes 0x000300b2, name 000b") {
+		t.Errorf("%+v", c)
+	}
+	if c := check(t, v, attest.CheckReportData); c.Note != "SHA-512(nonce || manifest)" {
+		t.Errorf("%+v", c)
+	}
+	nv := genoa()
+	nv.Binding = evidence.BindingNV
+	if c := check(t, judge(t, nv), attest.CheckReportData); c.Note != "SHA-512(EK as TPM2B_PUBLIC)" {
+		t.Errorf("%+v", c)
+	}
+	ecc := genoa()
+	ecc.TPM = attesttest.NewVTPM(3, true)
+	ecc.TPM.Extend(ecc.Events)
+	if c := check(t, judge(t, ecc), attest.CheckAK); !strings.HasPrefix(c.Found, "ECC curve 0x0003, attributes ") {
+		t.Errorf("%+v", c)
+	}
+	// Another EK is named, and the one that the manifest has.
+	other := attesttest.NewVTPM(5, false)
+	v = judge(t, withEvidence(func(ev *evidence.Evidence) { ev.EKPublic = other.EKPublic() }))
+	if c := check(t, v, attest.CheckEKBound); !strings.HasPrefix(c.Expected, "000b") || len(c.Expected) != 68 || c.Expected == c.Found {
+		t.Errorf("%+v", c)
+	}
+	// What is wrong with the services' own table is not lost.
+	services := genoa()
+	services.Binding = evidence.BindingSVSMServices
+	services.EditManifest = func(b []byte) []byte { b[0] ^= 1; return b }
+	if c := check(t, judge(t, services), attest.CheckManifest); !strings.Contains(c.Found, "header is ") {
+		t.Errorf("%+v", c)
+	}
+	// The policy's VMPLs are those of bare reports.
+	want(t, judgeWith(t, genoa(), func(p *attest.Policy) { p.VMPL = []uint32{1, 2} }))
+}

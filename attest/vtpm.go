@@ -204,8 +204,8 @@ func checkAK(ev *evidence.Evidence) (*tpmPublic, Check) {
 		return ak, fail(CheckAK, ReasonAKAlgorithm, "a name by SHA-256 or more, no symmetric algorithm",
 			fmt.Sprintf("name algorithm %#04x, symmetric algorithm %#04x", ak.nameAlg, ak.symmetric))
 	}
-	// A restricted signing key has a scheme of its own.
-	if _, ok := tpmHash(ak.schemeHash); !ok || ak.scheme == algNull || (ak.scheme == algECDSA) != (ak.kind == algECC) {
+	// A restricted signing key has a scheme of its own; without one it has no hash.
+	if _, ok := tpmHash(ak.schemeHash); !ok || (ak.scheme == algECDSA) != (ak.kind == algECC) {
 		return ak, fail(CheckAK, ReasonAKAlgorithm, "a scheme with SHA-256 or more", fmt.Sprintf("scheme %#04x, hash %#04x", ak.scheme, ak.schemeHash))
 	}
 	return ak, pass(CheckAK, describePublic(ak))
