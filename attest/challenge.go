@@ -156,8 +156,8 @@ func orElse[T comparable](v, zero T) T {
 // an error.
 func (s *Session) activate(p *peer, step time.Duration, random io.Reader) error {
 	s.ek, s.ak = s.Evidence.EKPublic, s.Evidence.AKPublic
-	var message *evidence.Activate
-	if message, s.failure = s.makeCredential(random); s.failure != nil {
+	message := s.credential(random)
+	if message == nil {
 		return nil
 	}
 	if err := p.send(step, evidence.FrameActivate, message); err != nil {
@@ -172,6 +172,13 @@ func (s *Session) activate(p *peer, step time.Duration, random io.Reader) error 
 	}
 	s.answer = reply.CertInfo
 	return err
+}
+
+// credential makes a credential, or notes why there can be none.
+func (s *Session) credential(random io.Reader) *evidence.Activate {
+	message, err := s.makeCredential(random)
+	s.failure = err
+	return message
 }
 
 // makeCredential is TPM2_MakeCredential for the evidence's EK and the Name of

@@ -31,18 +31,18 @@ const (
 	pbQuoteQuote  = 1
 	pbQuoteRawSig = 2
 	pbQuotePCRs   = 3
-	// tpm.PCRs
+	// tpm.PCRs.
 	pbPCRsHash = 1
 	pbPCRsMap  = 2
-	// sevsnp.Attestation
+	// sevsnp.Attestation.
 	pbSNPReport = 1
 	pbSNPChain  = 2
-	// sevsnp.CertificateChain
+	// sevsnp.CertificateChain.
 	pbChainVCEK = 1
 	pbChainASK  = 2
 	pbChainARK  = 3
 	pbChainVLEK = 6
-	// map entries
+	// Map entries.
 	pbMapKey   = 1
 	pbMapValue = 2
 )

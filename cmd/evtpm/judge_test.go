@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -88,7 +89,8 @@ func (b *bench) runWith(stdin []byte, line string) (stdout, stderr string, code 
 	}}
 	app := newApp(u, nil)
 	err := app.RunContext(b.t.Context(), flagsFirst(app, args))
-	if _, silent := err.(errSilent); err != nil && !silent {
+	var silent errSilent
+	if err != nil && !errors.As(err, &silent) {
 		u.fail(err)
 	}
 	return out.String(), errs.String(), exitCode(err)
