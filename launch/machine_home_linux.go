@@ -301,6 +301,9 @@ func (h *Home) Kill(ctx context.Context, name string) error {
 	if err := r.Supervisor.kill(killWait); err != nil {
 		return err
 	}
+	if err := r.killLeft(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, killWait)
 	defer cancel()
 	return h.awaitFree(ctx, name)
@@ -326,17 +329,24 @@ func (h *Home) Remove(name string) error {
 func cleanClaim(c *claim) error {
 	var errs []error
 	if r, err := readRecord(c.dir, filepath.Base(c.dir)); err == nil {
-		for _, p := range r.Processes {
-			errs = append(errs, p.kill(killWait))
-		}
-		if r.Domain != "" {
-			// Its QEMU ends with the supervisor by libvirt's doing.
-			if p, ok := findArg("qemu", r.Domain); ok {
-				errs = append(errs, p.kill(killWait))
-			}
-		}
+		errs = append(errs, r.killLeft())
 	}
 	return errors.Join(append(errs, c.clear())...)
+}
+
+// killLeft ends processes that should have ended with their supervisor. A
+// domain's QEMU does so by libvirt's doing, if that answers.
+func (r *Record) killLeft() error {
+	var errs []error
+	for _, p := range r.Processes {
+		errs = append(errs, p.kill(killWait))
+	}
+	if r.Domain != "" {
+		if p, ok := findArg("qemu", r.Domain); ok {
+			errs = append(errs, p.kill(killWait))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // OpenFile opens a file of a machine's folder for reading: logs, evidence,

@@ -73,6 +73,7 @@ func TestFaultLibvirtRun(t *testing.T) {
 		more       string // in the spec
 	}{
 		{"daemon silent", "stop-libvirtd", "trusted", "trusted", ""},
+		{"daemon silent, killed", "stop-libvirtd", "trusted", "trusted", ""},
 		{"daemon killed", "kill-libvirtd", "failed", "the connection to libvirt has ended", ""},
 		{"destroyed", "destroy", "stopped", "QEMU was told to end by someone else", ""},
 		{"reset", "reset", "stopped", "the guest was reset, and its vTPM is gone", ""},
@@ -106,8 +107,15 @@ func TestFaultLibvirtRun(t *testing.T) {
 			if !strings.Contains(said, state) || !strings.Contains(said, c.says) {
 				t.Errorf("found %s, expected %s, with %q", said, c.state, c.says)
 			}
-			if code, said := l.evtpm("stop", "m"); code != 0 && c.state == "trusted" {
-				t.Errorf("stop: exit code %d: %s", code, said)
+			end := []string{"stop", "m"}
+			if c.name == "daemon silent, killed" {
+				end = []string{"kill", "m"}
+			}
+			if code, said := l.evtpm(end...); code != 0 && c.state == "trusted" {
+				t.Errorf("%s: exit code %d: %s", end[0], code, said)
+			}
+			if pid := l.role("qemu"); pid != 0 && c.state == "trusted" {
+				t.Errorf("QEMU runs on after evtpm %s", end[0])
 			}
 			report("libvirt run      %-26s %-9s %6.2fs", c.what, c.state, time.Since(began).Seconds())
 			switch c.what {
