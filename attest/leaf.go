@@ -106,7 +106,7 @@ func parseLeaf(c *x509.Certificate) (*Leaf, error) {
 			bad("extension %s is repeated", id)
 		}
 		ext[id] = e.Value
-		if e.Critical && !strings.HasPrefix(id, "1.3.6.1.4.1.3704.1.") && !isHandled(c, e.Id) {
+		if !strings.HasPrefix(id, "1.3.6.1.4.1.3704.1.") && !isHandled(c, e.Id) {
 			bad("critical extension %s is unknown", id)
 		}
 	}
@@ -177,7 +177,7 @@ func (l *Leaf) readOwner(ext map[string][]byte, bad func(string, ...any)) {
 	}
 }
 
-// isHandled reports whether x509 understood a critical extension.
+// isHandled reports whether an extension is not critical, or x509 understood it.
 func isHandled(c *x509.Certificate, id asn1.ObjectIdentifier) bool {
 	for _, u := range c.UnhandledCriticalExtensions {
 		if u.Equal(id) {
