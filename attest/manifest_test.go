@@ -37,7 +37,8 @@ func TestServicesManifestBounds(t *testing.T) {
 	}{
 		"two":            {two, 2, ""},
 		"none":           {many(0), 0, ""},
-		"a byte short":   {many(0)[:23], 0, "found 23 bytes"},
+		"a byte short":   {many(0)[:23], 0, "found 23 bytes, expected 24 to 65536"},
+		"three bytes":    {many(0)[:3], 0, "found 3 bytes, expected 24 to 65536"},
 		"most services":  {many(64), 64, ""},
 		"one more":       {many(65), 0, "65 services, expected at most 64"},
 		"most bytes":     {attesttest.Services(service(0, 64<<10-48)), 1, ""},
