@@ -40,10 +40,10 @@ func (e *driftError) err() error {
 	return e
 }
 
-// readBack holds a VM that has not run yet against its plan: what QEMU itself
+// ReadBack holds a VM that has not run yet against its plan: what QEMU itself
 // says of its objects, its memory, its vCPUs and its devices. opened says how
 // QEMU was told to open each input.
-func (p *Plan) readBack(ctx context.Context, mon qmp.Executor, opened map[string]string) error {
+func (p *Plan) ReadBack(ctx context.Context, mon qmp.Executor, opened map[string]string) error {
 	r := &readBack{ctx: ctx, mon: qmp.Commands{Executor: mon}, plan: p, opened: opened}
 	for _, part := range []func() error{r.machine, r.memory, r.cpus, r.devices, r.sev} {
 		if err := part(); err != nil {
@@ -252,9 +252,9 @@ func (r *readBack) sevObject(path string) error {
 	return r.properties(path, expected)
 }
 
-// checkLaunched looks, once the VM runs, whether the AMD-SP has finished its
+// CheckLaunched looks, once the VM runs, whether the AMD-SP has finished its
 // launch. Not tried on hardware.
-func (p *Plan) checkLaunched(ctx context.Context, mon qmp.Executor) error {
+func (p *Plan) CheckLaunched(ctx context.Context, mon qmp.Executor) error {
 	if p.Spec.Platform != PlatformSNP {
 		return nil
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/qmp"
 )
 
@@ -83,13 +84,13 @@ func plannedVM(p *Plan) fakeExecutor {
 func TestL27ReadBack(t *testing.T) {
 	sim := func() *Plan { _, s := planDir(t); return resolve(t, s) }()
 	dir, s := planDir(t, "platform: snp", "id_block: {id_key: id.pem}", "host_data: "+strings.Repeat("0a", 32))
-	key(t, filepath.Join(dir, "id.pem"))
+	launchtest.Key(t, filepath.Join(dir, "id.pem"))
 	snp := resolve(t, s)
 	for name, p := range map[string]*Plan{"sim": sim, "snp": snp} {
-		if err := p.readBack(t.Context(), plannedVM(p), openedInputs); err != nil {
+		if err := p.ReadBack(t.Context(), plannedVM(p), openedInputs); err != nil {
 			t.Errorf("%s: found %v", name, err)
 		}
-		if err := p.checkLaunched(t.Context(), plannedVM(p)); err != nil {
+		if err := p.CheckLaunched(t.Context(), plannedVM(p)); err != nil {
 			t.Errorf("%s: found %v", name, err)
 		}
 	}
@@ -134,20 +135,20 @@ func TestL27ReadBack(t *testing.T) {
 	} {
 		vm := plannedVM(c.plan)
 		vm[c.key] = c.value
-		err := c.plan.readBack(t.Context(), vm, openedInputs)
+		err := c.plan.ReadBack(t.Context(), vm, openedInputs)
 		var drift *driftError
 		if !errors.As(err, &drift) || len(drift.differs) == 0 || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s = %v: found %v, expected %q", c.key, c.value, err, c.want)
 		}
 		// What QEMU does not answer is an error too, and no drift.
 		vm[c.key] = errors.New("no")
-		if err := c.plan.readBack(t.Context(), vm, openedInputs); err == nil || errors.As(err, &drift) {
+		if err := c.plan.ReadBack(t.Context(), vm, openedInputs); err == nil || errors.As(err, &drift) {
 			t.Errorf("%s refused: found %v, expected QEMU's error", c.key, err)
 		}
 	}
 	vm := plannedVM(snp)
 	vm["query-sev"] = map[string]any{"state": "launch-update"}
-	if err := snp.checkLaunched(t.Context(), vm); err == nil || !strings.Contains(err.Error(), `launch state: found "launch-update", expected "running"`) {
+	if err := snp.CheckLaunched(t.Context(), vm); err == nil || !strings.Contains(err.Error(), `launch state: found "launch-update", expected "running"`) {
 		t.Errorf("found %v, expected the launch state", err)
 	}
 }
@@ -171,14 +172,14 @@ func TestE2EReadBackQEMU(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				write(t, filepath.Join(dir, "hashes.bin"), page)
+				launchtest.Write(t, filepath.Join(dir, "hashes.bin"), page)
 				c, err := p.QEMUCommand(o)
 				if err != nil {
 					t.Fatal(err)
 				}
 				mon := startReadBack(t, qemu, filepath.Join(dir, "m"), readBackArgs(c.Args))
 				opened := map[string]string{"firmware": p.Firmware.Path}
-				err = p.readBack(t.Context(), mon, opened)
+				err = p.ReadBack(t.Context(), mon, opened)
 				var drift *driftError
 				if err != nil && !errors.As(err, &drift) {
 					t.Fatal(err)

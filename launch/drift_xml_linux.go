@@ -81,10 +81,10 @@ func (e *xmlElement) child(name string) *xmlElement {
 	return nil
 }
 
-// compareDomains holds a domain as libvirt runs it against the one that it was
+// CompareDomains holds a domain as libvirt runs it against the one that it was
 // asked to run. All that was asked for must be there, as it was asked for; of
 // devices, of what is loaded and of what goes past libvirt, nothing else may be.
-func compareDomains(asked, live []byte) error {
+func CompareDomains(asked, live []byte) error {
 	a, err := parseElement(asked)
 	if err != nil {
 		return fmt.Errorf("domain: %w", err)

@@ -51,7 +51,7 @@ func TestL27Domain(t *testing.T) {
 	}
 	for name := range cases {
 		asked := render(name)
-		if err := compareDomains([]byte(asked), []byte(liveXML(asked))); err != nil {
+		if err := CompareDomains([]byte(asked), []byte(liveXML(asked))); err != nil {
 			t.Errorf("%s: found %v\n%s", name, err, liveXML(asked))
 		}
 	}
@@ -92,7 +92,7 @@ func TestL27Domain(t *testing.T) {
 			t.Errorf("%s is not in\n%s", c.from, asked)
 			continue
 		}
-		err := compareDomains([]byte(asked), []byte(liveXML(strings.Replace(asked, c.from, c.to, 1))))
+		err := CompareDomains([]byte(asked), []byte(liveXML(strings.Replace(asked, c.from, c.to, 1))))
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s for %s: found %v, expected %q", c.to, c.from, err, c.want)
 		}
@@ -118,7 +118,7 @@ func FuzzDomain(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, live []byte) {
-		if compareDomains(asked, live) != nil {
+		if CompareDomains(asked, live) != nil {
 			return
 		}
 		for _, want := range []string{"qemu", "tpm-crb", ">a<"} {

@@ -10,15 +10,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/strictjson"
 )
 
 // FuzzLoadSpec: no document makes the reader panic, and one that is taken means
 // the same after it went to another process.
 func FuzzLoadSpec(f *testing.F) {
-	f.Add(demo)
+	f.Add(launchtest.Demo)
 	f.Add(snp("policy: {debug: false, abi_major: 1}", "id_block: {block: b, auth: a}", "disks: [{path: a, format: raw}]"))
-	f.Add(with("networks: [{type: user, forwards: [{host_port: 1, guest_port: 2}]}]", "agent: {transport: tcp, address: 'h:1'}"))
+	f.Add(launchtest.With("networks: [{type: user, forwards: [{host_port: 1, guest_port: 2}]}]", "agent: {transport: tcp, address: 'h:1'}"))
 	examples, err := filepath.Glob("../examples/*/*.yaml")
 	if err != nil {
 		f.Fatal(err)

@@ -57,3 +57,19 @@ func (in *Input) view(use func(data []byte) error) error {
 	defer unix.Munmap(data)
 	return use(data)
 }
+
+// SealedFile makes a sealed memory file.
+func SealedFile(name string, data []byte) (*os.File, error) {
+	f, err := newCopy(name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = f.Write(data); err == nil {
+		err = seal(f)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}

@@ -9,12 +9,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/evtpm/evtpm/launch/launchtest"
 )
 
 // TestI13Sealed: nobody can change a copy, neither through our descriptor nor by
 // opening it anew, as QEMU does; and reading it by its path gives what was hashed.
 func TestI13Sealed(t *testing.T) {
-	path := write(t, filepath.Join(t.TempDir(), "in"), []byte("contents"))
+	path := launchtest.Write(t, filepath.Join(t.TempDir(), "in"), []byte("contents"))
 	in, err := openInput(t.Context(), "kernel", path, 100)
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +58,7 @@ func TestI13Sealed(t *testing.T) {
 
 // TestCheckSealed: files that could change are told apart.
 func TestCheckSealed(t *testing.T) {
-	regular, err := os.Open(write(t, filepath.Join(t.TempDir(), "a"), []byte("x")))
+	regular, err := os.Open(launchtest.Write(t, filepath.Join(t.TempDir(), "a"), []byte("x")))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,27 +12,20 @@ import (
 	"testing"
 
 	"github.com/evtpm/evtpm/inputfile"
+	"github.com/evtpm/evtpm/launch/launchtest"
 )
-
-func write(t testing.TB, path string, data []byte) string {
-	t.Helper()
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
 
 // TestInput: the copy is what the file held, and stays it.
 func TestInput(t *testing.T) {
 	for _, size := range []int{1, copyChunk - 1, copyChunk, 3*copyChunk + 17} {
 		want := bytes.Repeat([]byte("abcdefg"), size)[:size]
-		path := write(t, filepath.Join(t.TempDir(), "in"), want)
+		path := launchtest.Write(t, filepath.Join(t.TempDir(), "in"), want)
 		in, err := openInput(t.Context(), "kernel", path, int64(size))
 		if err != nil {
 			t.Fatal(err)
 		}
 		// I-13: what happens to the file afterwards does not matter.
-		write(t, path, []byte("something else"))
+		launchtest.Write(t, path, []byte("something else"))
 		got, err := in.Bytes()
 		if err != nil {
 			t.Fatal(err)
@@ -59,8 +52,8 @@ func TestInput(t *testing.T) {
 // TestI01Inputs: what is no regular file, empty or too large is refused.
 func TestI01Inputs(t *testing.T) {
 	dir := t.TempDir()
-	empty := write(t, filepath.Join(dir, "empty"), nil)
-	large := write(t, filepath.Join(dir, "large"), make([]byte, 101))
+	empty := launchtest.Write(t, filepath.Join(dir, "empty"), nil)
+	large := launchtest.Write(t, filepath.Join(dir, "large"), make([]byte, 101))
 	for path, want := range map[string]string{
 		empty:                        "empty file",
 		large:                        "expected at most 100",
@@ -80,7 +73,7 @@ func TestI01Inputs(t *testing.T) {
 
 // TestInputCancelled: a copy ends with its context.
 func TestInputCancelled(t *testing.T) {
-	path := write(t, filepath.Join(t.TempDir(), "in"), make([]byte, 1<<20))
+	path := launchtest.Write(t, filepath.Join(t.TempDir(), "in"), make([]byte, 1<<20))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := openInput(ctx, "kernel", path, 1<<20); !errors.Is(err, context.Canceled) {

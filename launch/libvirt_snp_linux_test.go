@@ -3,7 +3,6 @@ package launch
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,30 +12,17 @@ import (
 
 	"github.com/digitalocean/go-libvirt"
 
+	"github.com/evtpm/evtpm/launch/launchtest"
+	"github.com/evtpm/evtpm/launch/libvirtd"
 	"github.com/evtpm/evtpm/qmp"
 )
 
-// connect connects to the session's daemon as a supervisor does.
-func (s *session) connect(t *testing.T) *libvirtConn {
-	t.Helper()
-	conn, err := net.Dial("unix", filepath.Join(s.dir, "run/libvirt/libvirt-sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := newLibvirtConn(t.Context(), conn, "qemu:///session")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.close)
-	return c
-}
-
 // create starts a domain as a supervisor does.
-func create(t *testing.T, c *libvirtConn, domain []byte) (d libvirt.Domain, err error) {
+func create(t *testing.T, c *libvirtd.Conn, domain []byte) (d libvirt.Domain, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	err = c.callWithin(ctx, "start", func(l *libvirt.Libvirt) (err error) {
+	err = c.CallWithin(ctx, "start", func(l *libvirt.Libvirt) (err error) {
 		d, err = l.DomainCreateXML(string(domain), libvirt.DomainStartPaused|libvirt.DomainStartAutodestroy|libvirt.DomainStartValidate)
 		return err
 	})
@@ -55,13 +41,13 @@ var hugepages = regexp.MustCompile(`(?s)<hugepages>.*</hugepages>`)
 // TestE2ELibvirtSNPStops: a real libvirt that believes in SEV-SNP starts every
 // domain with it, and the real QEMU ends where the hardware is missing.
 func TestE2ELibvirtSNPStops(t *testing.T) {
-	s := snpSession(t)
-	c := s.connect(t)
+	s := launchtest.SNPSession(t)
+	c := s.Connect(t)
 	for name, p := range domainCases(t) {
 		if p.Spec.Platform != PlatformSNP || p.Spec.Networks != nil || p.Spec.Vsock != nil {
 			continue // libvirt opens the host's devices first
 		}
-		domain, err := p.LibvirtDomain(LibvirtOptions{Dir: s.dir})
+		domain, err := p.LibvirtDomain(LibvirtOptions{Dir: s.Dir})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +68,7 @@ func TestE2ELibvirtSNPStops(t *testing.T) {
 		// As a domain of KVM's, which is what a launch asks for.
 		_, err = create(t, c, domain)
 		var refused libvirt.Error
-		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "does not support virt type 'kvm'") || classOf(refusedByLibvirt(err)) != 9 {
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "does not support virt type 'kvm'") || libvirt.ErrorNumber(refused.Code) != libvirt.ErrConfigUnsupported {
 			t.Errorf("%s: as a domain of KVM's: found %v, expected that the host is not capable", name, err)
 		}
 	}
@@ -96,36 +82,36 @@ func TestE2ELibvirtSNPRuns(t *testing.T) {
 	if err != nil {
 		t.Skip("build/kernel/vmlinuz is missing: run scripts/setup demo")
 	}
-	s := snpSession(t)
+	s := launchtest.SNPSession(t)
 	dir, spec := planDir(t, "platform: snp", "id_block: {id_key: id.pem}", "host_data: "+strings.Repeat("0b", 32), "cpu: {model: EPYC-v4}",
-		"policy: {single_socket: true}", "qemu: {binary: "+s.emulator()+"}", "console: log")
-	key(t, filepath.Join(dir, "id.pem"))
+		"policy: {single_socket: true}", "qemu: {binary: "+s.Emulator()+"}", "console: log")
+	launchtest.Key(t, filepath.Join(dir, "id.pem"))
 	p := resolve(t, spec)
 	p.Spec.Cmdline = "console=ttyS0"
-	console := filepath.Join(s.dir, "console.log")
-	write(t, filepath.Join(s.dir, "vmlinuz"), kernel)
-	if err := os.Chmod(filepath.Join(s.dir, "vmlinuz"), 0o644); err != nil {
+	console := filepath.Join(s.Dir, "console.log")
+	launchtest.Write(t, filepath.Join(s.Dir, "vmlinuz"), kernel)
+	if err := os.Chmod(filepath.Join(s.Dir, "vmlinuz"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	files := map[string]string{"firmware": "/usr/share/ovmf/OVMF.fd", "kernel": filepath.Join(s.dir, "vmlinuz"), "initrd": filepath.Join(s.dir, "vmlinuz")}
-	asked, err := p.LibvirtDomain(LibvirtOptions{Dir: s.dir, File: func(in *Input) string { return files[in.Name] }, UUID: "6cf6e3c9-1d5b-4a52-8c2d-5d4b4f1e9d10"})
+	files := map[string]string{"firmware": "/usr/share/ovmf/OVMF.fd", "kernel": filepath.Join(s.Dir, "vmlinuz"), "initrd": filepath.Join(s.Dir, "vmlinuz")}
+	asked, err := p.LibvirtDomain(LibvirtOptions{Dir: s.Dir, File: func(in *Input) string { return files[in.Name] }, UUID: "6cf6e3c9-1d5b-4a52-8c2d-5d4b4f1e9d10"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	asked = notKVM(asked)
-	c := s.connect(t)
+	c := s.Connect(t)
 	d, err := create(t, c, asked)
 	if err != nil {
 		t.Fatal(err)
 	}
-	mon, err := newLibvirtMonitor(t.Context(), c, d)
+	mon, err := libvirtd.NewMonitor(t.Context(), c, d)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var live string
 	call := func(what string, do func(*libvirt.Libvirt) error) {
 		t.Helper()
-		if err := c.call(t.Context(), what, do); err != nil {
+		if err := c.Call(t.Context(), what, do); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -133,14 +119,14 @@ func TestE2ELibvirtSNPRuns(t *testing.T) {
 		live, err = l.DomainGetXMLDesc(d, 0)
 		return err
 	})
-	if err := compareDomains(asked, []byte(live)); err != nil {
+	if err := CompareDomains(asked, []byte(live)); err != nil {
 		t.Errorf("%v\n%s", err, live)
 	}
 	if !strings.Contains(live, "sev-snp") || !strings.Contains(live, "idBlock") {
 		t.Errorf("libvirt's domain has no SEV-SNP:\n%s", live)
 	}
 	// QEMU itself knows that there is no SEV-SNP in it.
-	err = p.readBack(t.Context(), mon, files)
+	err = p.ReadBack(t.Context(), mon, files)
 	var drift *driftError
 	if !errors.As(err, &drift) || !strings.Contains(err.Error(), "confidential-guest-support") {
 		t.Errorf("found %v, expected that there is no confidential guest", err)

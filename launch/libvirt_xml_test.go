@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/measure/fromvm"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
@@ -30,8 +31,8 @@ func domainCases(t *testing.T) map[string]*Plan {
 	cases := make(map[string]*Plan)
 	add := func(name string, lines ...string) {
 		dir, s := planDir(t, lines...)
-		key(t, filepath.Join(dir, "id.pem"))
-		key(t, filepath.Join(dir, "author.pem"))
+		launchtest.Key(t, filepath.Join(dir, "id.pem"))
+		launchtest.Key(t, filepath.Join(dir, "author.pem"))
 		cases[name] = resolve(t, s)
 	}
 	add("sim")
@@ -76,19 +77,19 @@ func exampleCases(t *testing.T) map[string]*Plan {
 		dir := t.TempDir()
 		for name, data := range map[string][]byte{
 			"OVMF.amdsev.fd":    ovmftest.Build(ovmftest.AmdSev()),
-			"vmlinuz":           testKernel(),
+			"vmlinuz":           launchtest.Kernel(),
 			"initrd.cpio":       []byte("initrd"),
-			"coconut-qemu.igvm": testIGVM(t, 0x20000, &svsmimg.GuestPolicy{Policy: 0x30000, Mask: 1}),
+			"coconut-qemu.igvm": launchtest.IGVM(t, 0x20000, &svsmimg.GuestPolicy{Policy: 0x30000, Mask: 1}),
 			"root.raw":          make([]byte, 1<<20),
 			"root.qcow2":        testQCOW2(),
 		} {
-			write(t, filepath.Join(dir, name), data)
+			launchtest.Write(t, filepath.Join(dir, name), data)
 		}
-		key(t, filepath.Join(dir, "id.pem"))
-		key(t, filepath.Join(dir, "author.pem"))
+		launchtest.Key(t, filepath.Join(dir, "id.pem"))
+		launchtest.Key(t, filepath.Join(dir, "author.pem"))
 		// The firmware is Debian's, wherever that is installed.
 		text = bytes.ReplaceAll(text, []byte("/usr/share/ovmf/"), nil)
-		s, err := ReadSpec(write(t, filepath.Join(dir, filepath.Base(path)), text), SpecFileOptions{})
+		s, err := ReadSpec(launchtest.Write(t, filepath.Join(dir, filepath.Base(path)), text), SpecFileOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -146,7 +147,7 @@ func TestLibvirtSchema(t *testing.T) {
 				t.Errorf("%s, %s: %v", name, as, err)
 				continue
 			}
-			path := write(t, filepath.Join(t.TempDir(), "domain.xml"), data)
+			path := launchtest.Write(t, filepath.Join(t.TempDir(), "domain.xml"), data)
 			if out, err := exec.Command(validate, path, "domain").CombinedOutput(); err != nil {
 				t.Errorf("%s, %s: %v\n%s\n%s", name, as, err, out, data)
 				continue

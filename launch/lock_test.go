@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/measure"
 )
 
@@ -18,7 +19,7 @@ import (
 // written and read.
 func TestLock(t *testing.T) {
 	dir, s := planDir(t, "id_block: {id_key: id.pem}", "host_data: "+strings.Repeat("0a", 32))
-	key(t, filepath.Join(dir, "id.pem"))
+	launchtest.Key(t, filepath.Join(dir, "id.pem"))
 	p := resolve(t, s)
 	path := LockPath(filepath.Join(dir, "a.yaml"))
 	if want := filepath.Join(dir, "a.lock"); path != want {
@@ -87,9 +88,9 @@ func TestLockDiffers(t *testing.T) {
 	lock := resolve(t, s).Lock()
 
 	dir, s := planDir(t, "name: other", "cmdline: other", "policy: 0x20000", "host_data: "+strings.Repeat("0b", 32), "id_block: {id_key: id.pem}", "platform: snp")
-	key(t, filepath.Join(dir, "id.pem"))
-	write(t, filepath.Join(dir, "vmlinuz"), append(testKernel(), 0))
-	write(t, filepath.Join(dir, "initrd.cpio"), []byte("initrE"))
+	launchtest.Key(t, filepath.Join(dir, "id.pem"))
+	launchtest.Write(t, filepath.Join(dir, "vmlinuz"), append(launchtest.Kernel(), 0))
+	launchtest.Write(t, filepath.Join(dir, "initrd.cpio"), []byte("initrE"))
 	before := openFiles(t)
 	p, err := Resolve(t.Context(), s, ResolveOptions{Frozen: lock})
 	if p != nil || !errors.Is(err, ErrLockDiffers) {
@@ -116,7 +117,7 @@ func TestLockDiffers(t *testing.T) {
 	}
 	// Firmware and host profile.
 	fw := readText(t, filepath.Join(dir, "OVMF.fd"))
-	write(t, filepath.Join(dir, "OVMF.fd"), []byte("\x00"+fw[1:]))
+	launchtest.Write(t, filepath.Join(dir, "OVMF.fd"), []byte("\x00"+fw[1:]))
 	q := resolve(t, s)
 	q.HostProfile = ProfileKVMBSP
 	for _, want := range []string{"firmware differs", "host profile differs"} {

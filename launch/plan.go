@@ -146,6 +146,21 @@ func (p *Plan) slots() []inputSlot {
 	}
 }
 
+// PlanWithoutInputs is a plan of which only the command line can be had: its
+// inputs are not opened, since they may be missing.
+func PlanWithoutInputs(s *Spec) *Plan {
+	p := &Plan{Name: s.Name, Spec: s}
+	for _, slot := range p.slots() {
+		if slot.path != "" {
+			*slot.input = &Input{Name: slot.name, Path: slot.path}
+		}
+	}
+	if s.IDBlock != nil {
+		p.IDBlock, p.IDAuth, p.AuthorKey = []byte{0}, []byte{0}, true
+	}
+	return p
+}
+
 // open reads all inputs at the same time.
 func (p *Plan) open(ctx context.Context) error {
 	slots := p.slots()

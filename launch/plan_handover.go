@@ -14,8 +14,8 @@ import (
 // program; the version catches one that was replaced in between.
 const handoverSchema = "evtpm.plan/v1"
 
-// maxHandoverBytes bounds a handed-over plan: golden values and a spec.
-const maxHandoverBytes = measure.MaxGoldenSize + 1<<20
+// MaxHandoverBytes bounds a handed-over plan: golden values and a spec.
+const MaxHandoverBytes = measure.MaxGoldenSize + 1<<20
 
 // handover is what travels to the process that starts the VM, beside the files.
 type handover struct {
@@ -70,7 +70,7 @@ func TakePlan(data []byte, files []*os.File) (_ *Plan, err error) {
 		}
 	}()
 	h := new(handover)
-	if err := strictjson.Unmarshal(data, h, maxHandoverBytes, "handover"); err != nil {
+	if err := strictjson.Unmarshal(data, h, MaxHandoverBytes, "handover"); err != nil {
 		return nil, err
 	}
 	if h.Schema != handoverSchema {

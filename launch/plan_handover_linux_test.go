@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/measure"
 )
 
@@ -21,7 +22,7 @@ func TestI13Changed(t *testing.T) {
 	p := resolve(t, s)
 	before := p.Golden.LaunchDigests[0]
 	for _, name := range []string{"OVMF.fd", "vmlinuz", "initrd.cpio"} {
-		write(t, filepath.Join(dir, name), []byte("evil"))
+		launchtest.Write(t, filepath.Join(dir, name), []byte("evil"))
 	}
 	data, files, err := p.Handover()
 	if err != nil {
@@ -62,8 +63,8 @@ func dupAll(t testing.TB, files []*os.File) []*os.File {
 // was changed on the way does.
 func TestHandover(t *testing.T) {
 	dir, s := planDir(t, "id_block: {id_key: id.pem, author_key: author.pem}", "networks: [{type: user}]")
-	key(t, filepath.Join(dir, "id.pem"))
-	key(t, filepath.Join(dir, "author.pem"))
+	launchtest.Key(t, filepath.Join(dir, "id.pem"))
+	launchtest.Key(t, filepath.Join(dir, "author.pem"))
 	p := resolve(t, s)
 	data, files, err := p.Handover()
 	if err != nil {
@@ -86,7 +87,7 @@ func TestHandover(t *testing.T) {
 		}
 		return []byte(out)
 	}
-	other := write(t, filepath.Join(dir, "other"), make([]byte, p.Firmware.Size))
+	other := launchtest.Write(t, filepath.Join(dir, "other"), make([]byte, p.Firmware.Size))
 	unsealed, err := os.Open(other)
 	if err != nil {
 		t.Fatal(err)

@@ -73,9 +73,9 @@ func (p *Plan) imageIDBlock(digest measure.Digest, bad *problems) (*measure.Gold
 	return auth.Golden(block)
 }
 
-// launchIDBlock returns the ID block that the launch ends with, the spec's or the
+// LaunchIDBlock returns the ID block that the launch ends with, the spec's or the
 // image's; nil without one.
-func (p *Plan) launchIDBlock() (block, auth []byte, authorKey bool, err error) {
+func (p *Plan) LaunchIDBlock() (block, auth []byte, authorKey bool, err error) {
 	if p.SVSMImage == nil || p.SVSMImage.IDBlock() == nil {
 		return p.IDBlock, p.IDAuth, p.AuthorKey, nil
 	}

@@ -2,7 +2,6 @@ package launch
 
 import (
 	"fmt"
-	"path/filepath"
 
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
@@ -50,9 +49,9 @@ func (p *Plan) SVSMSequence(o svsmimg.SequenceOptions) (*measure.Sequence, error
 	return seq, err
 }
 
-// imageLaunch is how the simulated AMD-SP measures the plan's image; nil for a plan
+// ImageLaunch is how the simulated AMD-SP measures the plan's image; nil for a plan
 // without one.
-func (p *Plan) imageLaunch() *snpsim.ImageLaunch {
+func (p *Plan) ImageLaunch() *snpsim.ImageLaunch {
 	if p.Extracted == nil {
 		return nil
 	}
@@ -142,33 +141,4 @@ func (p *Plan) loaderArgs(path func(name string) string) (bios string, args []st
 		args = append(args, "-device", fmt.Sprintf("loader,file=%s,addr=%#x,force-raw=on", commas(path(f.Name)), f.GPA))
 	}
 	return bios, args
-}
-
-// runs, measured and standsFor say at launch what is real about an image on
-// platform sim, and what is not; they are empty for a plan without one.
-func (p *Plan) runs() string {
-	if p.Extracted == nil {
-		return ""
-	}
-	return fmt.Sprintf(", which runs the firmware of %s (%d KiB)", filepath.Base(p.SVSM.Path), len(p.Extracted.Firmware)>>10)
-}
-
-func (p *Plan) measured() string {
-	switch {
-	case p.Extracted == nil:
-		return ""
-	case p.Extracted.SVSM:
-		return ", of the whole image, by the simulated AMD-SP; its firmware is what QEMU holds"
-	}
-	return ", of the whole image as QEMU holds it and the simulated SVSM, by the simulated AMD-SP"
-}
-
-func (p *Plan) standsFor() string {
-	switch {
-	case p.Extracted == nil:
-		return ""
-	case p.Extracted.SVSM:
-		return ", in the simulated SVSM: the image's is measured, and does not run"
-	}
-	return ", in the simulated SVSM: the image holds none"
 }

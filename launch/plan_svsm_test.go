@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
 	"github.com/evtpm/evtpm/snpsim"
@@ -106,18 +107,15 @@ func TestResolveSimImage(t *testing.T) {
 		if bios.GPA != 1<<32-128<<10 || len(bios.Data) != 128<<10 || !bytes.HasSuffix(bios.Data, firmware) {
 			t.Errorf("%s: found a firmware of %d bytes at %#x", name, len(bios.Data), bios.GPA)
 		}
-		l := p.imageLaunch()
+		l := p.ImageLaunch()
 		if seq, err := l.Sequence(2, signature); err != nil || l.SVSM != c.svsm || l.FirmwareSize != uint64(len(firmware)) {
 			t.Errorf("%s: found launch %+v of %v (%v)", name, l, seq, err)
-		}
-		if p.runs() == "" || p.measured() == "" || !strings.Contains(p.standsFor(), "simulated SVSM") {
-			t.Errorf("%s: nothing says what is simulated", name)
 		}
 		s.Platform, s.QEMU.Accel, s.Sim = PlatformSNP, AccelKVM, nil
 		s.CPU.Signature = signature
 		s.CPU.Model = "host"
 		snp := resolve(t, s)
-		if snp.Golden.LaunchDigests[0] != hardware || snp.Extracted != nil || snp.ImageFiles() != nil || snp.imageLaunch() != nil || snp.runs()+snp.measured()+snp.standsFor() != "" {
+		if snp.Golden.LaunchDigests[0] != hardware || snp.Extracted != nil || snp.ImageFiles() != nil || snp.ImageLaunch() != nil {
 			t.Errorf("%s: platform snp: found digest %s, expected %s", name, snp.Golden.LaunchDigests[0], hardware)
 		}
 	}
@@ -141,7 +139,7 @@ func TestResolveSimImageRefuses(t *testing.T) {
 		lines []string
 		want  string
 	}{
-		"no firmware":              {testIGVM(t, measure.VMSAGPA), nil, "platform sim: IGVM file has no firmware"},
+		"no firmware":              {launchtest.IGVM(t, measure.VMSAGPA), nil, "platform sim: IGVM file has no firmware"},
 		"no OVMF":                  {broken, nil, "a.igvm: platform sim: firmware has no table"},
 		"pages past the memory":    {image(filled(0x10000000)), []string{"memory: 256M"}, "found pages at 0x10000000 to 0x10001000, expected them in the first 256M of guest memory"},
 		"pages in the legacy hole": {image(filled(0x9f000), filled(0xa0000)), nil, "found pages at 0x9f000 to 0xa1000, where QEMU shows a display and the firmware"},
@@ -168,20 +166,20 @@ func TestResolveSimImageRefuses(t *testing.T) {
 func simSpec(t *testing.T, image []byte, lines ...string) (string, *Spec, error) {
 	t.Helper()
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "a.igvm"), image)
+	launchtest.Write(t, filepath.Join(dir, "a.igvm"), image)
 	text := "version: 1\nname: demo\nplatform: sim\n"
 	if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "svsm:") }) {
 		text += "svsm: {image: a.igvm}\n"
 	}
 	text += strings.Join(lines, "\n") + "\n"
-	s, err := ReadSpec(write(t, filepath.Join(dir, "a.yaml"), []byte(text)), SpecFileOptions{})
+	s, err := ReadSpec(launchtest.Write(t, filepath.Join(dir, "a.yaml"), []byte(text)), SpecFileOptions{})
 	return dir, s, err
 }
 
 // TestSimImageIDBlock: the simulated AMD-SP is given the ID block in the image, as
 // QEMU gives it on hardware; one in an image without an SVSM is of another launch.
 func TestSimImageIDBlock(t *testing.T) {
-	k := key(t, filepath.Join(t.TempDir(), "id.pem"))
+	k := launchtest.Key(t, filepath.Join(t.TempDir(), "id.pem"))
 	signed := func(eip uint32) []byte {
 		image, _ := simImage(t, eip, filled(0x810000))
 		f, err := svsmimg.Parse(image)
@@ -213,7 +211,7 @@ func TestSimImageIDBlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := resolve(t, s)
-	block, auth, authorKey, err := p.launchIDBlock()
+	block, auth, authorKey, err := p.LaunchIDBlock()
 	if err != nil || !authorKey || p.Golden.IDBlock.GuestSVN != 5 {
 		t.Fatalf("found author key %v, golden values %+v (%v)", authorKey, p.Golden.IDBlock, err)
 	}

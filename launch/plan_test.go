@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"os"
@@ -20,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
@@ -27,21 +27,27 @@ import (
 	"github.com/evtpm/evtpm/svsmimg"
 )
 
-// planDir makes a folder with the inputs of a spec and the spec itself, whose
-// lines replace or add to those of a plain one.
+// planDir is a folder with a spec's inputs, and the spec.
 func planDir(t testing.TB, lines ...string) (dir string, s *Spec) {
 	t.Helper()
-	dir = t.TempDir()
-	write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(ovmftest.AmdSev()))
-	write(t, filepath.Join(dir, "vmlinuz"), testKernel())
-	write(t, filepath.Join(dir, "initrd.cpio"), []byte("initrd"))
-	text := with(append([]string{"kernel: vmlinuz", "initrd: initrd.cpio"}, lines...)...)
-	path := write(t, filepath.Join(dir, "a.yaml"), []byte(text))
+	dir, path := launchtest.SpecDir(t, lines...)
+	return dir, read(t, path)
+}
+
+// igvmDir is a folder with an SVSM image, and a spec that names it.
+func igvmDir(t testing.TB, image []byte, lines ...string) (dir string, s *Spec) {
+	t.Helper()
+	dir, path := launchtest.IGVMSpecDir(t, image, lines...)
+	return dir, read(t, path)
+}
+
+func read(t testing.TB, path string) *Spec {
+	t.Helper()
 	s, err := ReadSpec(path, SpecFileOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dir, s
+	return s
 }
 
 func resolve(t testing.TB, s *Spec) *Plan {
@@ -52,21 +58,6 @@ func resolve(t testing.TB, s *Spec) *Plan {
 	}
 	t.Cleanup(func() { p.Close() })
 	return p
-}
-
-// key makes a P-384 key in PEM.
-func key(t testing.TB, path string) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalECPrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
-	return k
 }
 
 // TestResolve: a plan holds what its files held, and the digest of a launch with
@@ -81,7 +72,7 @@ func TestResolve(t *testing.T) {
 		}
 		return data
 	}
-	hashes := &measure.KernelHashes{Kernel: sha256.Sum256(testKernel()), Initrd: sha256.Sum256([]byte("initrd"))}
+	hashes := &measure.KernelHashes{Kernel: sha256.Sum256(launchtest.Kernel()), Initrd: sha256.Sum256([]byte("initrd"))}
 	hashes.Cmdline = sha256.Sum256([]byte("quiet loglevel=0\x00"))
 	img, err := ovmf.Parse(read("OVMF.fd"))
 	if err != nil {
@@ -126,7 +117,7 @@ func TestResolve(t *testing.T) {
 	if d := cmp.Diff(want, g.Inputs); d != "" {
 		t.Errorf("inputs of the golden values differ (-want +got):\n%s", d)
 	}
-	pcrs, err := measure.PredictDirectBoot(measure.PCRInputs{Bank: "sha256", Kernel: testKernel(), Initrd: []byte("initrd"), Cmdline: "quiet loglevel=0"})
+	pcrs, err := measure.PredictDirectBoot(measure.PCRInputs{Bank: "sha256", Kernel: launchtest.Kernel(), Initrd: []byte("initrd"), Cmdline: "quiet loglevel=0"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +132,7 @@ func TestResolve(t *testing.T) {
 // TestResolvePCRs: what the PCRs are predicted from, also without kernel hashes,
 // initrd or command line, and that there are none without a kernel.
 func TestResolvePCRs(t *testing.T) {
-	bzImage := testKernel()
+	bzImage := launchtest.Kernel()
 	bzImage = append(bzImage, make([]byte, 0x400)...)
 	copy(bzImage[0x202:], "HdrS\x0c\x02")
 	bzImage[0x211] = 1    // loaded high
@@ -164,7 +155,7 @@ func TestResolvePCRs(t *testing.T) {
 		"bare":    {[]string{"platform: snp", "cmdline: ''"}, predict(measure.PCRInputs{Bank: "sha256", Kernel: bzImage})},
 	} {
 		dir, s := planDir(t, c.lines...)
-		write(t, filepath.Join(dir, "vmlinuz"), bzImage)
+		launchtest.Write(t, filepath.Join(dir, "vmlinuz"), bzImage)
 		if name == "bare" {
 			s.Initrd, s.src = "", nil // as if the line were not there
 		}
@@ -247,11 +238,11 @@ func TestResolveRefuses(t *testing.T) {
 			want: []string{"a.yaml:4: firmware.path: ", "OVMF.fd: no such file", "a.yaml:6: initrd: ", "initrd.cpio: no such file"},
 		},
 		"empty kernel": {
-			spoil: func(dir string) { write(t, filepath.Join(dir, "vmlinuz"), nil) },
+			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "vmlinuz"), nil) },
 			want:  []string{"a.yaml:5: kernel: ", "found an empty file"},
 		},
 		"firmware is something else": {
-			spoil: func(dir string) { write(t, filepath.Join(dir, "OVMF.fd"), make([]byte, 65536)) },
+			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "OVMF.fd"), make([]byte, 65536)) },
 			want:  []string{"a.yaml:4: firmware.path: ", "OVMF.fd: firmware has no table of GUIDs"},
 		},
 		"firmware without metadata": {
@@ -260,26 +251,26 @@ func TestResolveRefuses(t *testing.T) {
 				i := ovmftest.AmdSev()
 				i.Metadata = nil
 				i.Entries = slices.DeleteFunc(i.Entries, func(e ovmftest.Entry) bool { return e.GUID == ovmftest.SEVMetadata })
-				write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(i))
+				launchtest.Write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(i))
 			},
 			want: []string{"a.yaml:4: firmware.path: ", "firmware has no SEV metadata"},
 		},
 		"I-10 kernel hashes without a place for them": {
-			spoil: func(dir string) { write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(plain)) },
+			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "OVMF.fd"), ovmftest.Build(plain)) },
 			want:  []string{"a.yaml:4: firmware.path: ", "no SEV hash table area", "AmdSev", "or set kernel_hashes: off, then the PCRs alone bind the kernel"},
 		},
 		"kernel is no kernel": {
-			spoil: func(dir string) { write(t, filepath.Join(dir, "vmlinuz"), []byte("text")) },
+			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "vmlinuz"), []byte("text")) },
 			want:  []string{"a.yaml:5: kernel: ", "vmlinuz: predicting PCR 4 and 9: kernel: found no PE image"},
 		},
 		"policy that checks nothing": {
 			lines: []string{"attestation: {policy: p.yaml}"},
-			spoil: func(dir string) { write(t, filepath.Join(dir, "p.yaml"), []byte("version: 1\n")) },
+			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "p.yaml"), []byte("version: 1\n")) },
 			want:  []string{"a.yaml:9: attestation.policy: ", "p.yaml"},
 		},
 		"ID key missing": {
 			lines: []string{"id_block: {id_key: id.pem, author_key: author.pem}"},
-			spoil: func(dir string) { write(t, filepath.Join(dir, "author.pem"), []byte("x")) },
+			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "author.pem"), []byte("x")) },
 			want:  []string{"a.yaml:9: id_block.id_key: ", "id.pem: no such file", "a.yaml:9: id_block.author_key: ", "author.pem: private key: found PEM blocks"},
 		},
 		"ID key of another curve": {
@@ -287,23 +278,23 @@ func TestResolveRefuses(t *testing.T) {
 			spoil: func(dir string) {
 				k, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 				der, _ := x509.MarshalECPrivateKey(k)
-				write(t, filepath.Join(dir, "id.pem"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
+				launchtest.Write(t, filepath.Join(dir, "id.pem"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
 			},
 			want: []string{"a.yaml:9: id_block.id_key: ", "found curve P-256, expected P-384"},
 		},
 		"ID block of another size": {
 			lines: []string{"id_block: {block: b, auth: a}"},
 			spoil: func(dir string) {
-				write(t, filepath.Join(dir, "b"), make([]byte, 95))
-				write(t, filepath.Join(dir, "a"), []byte(base64.StdEncoding.EncodeToString(make([]byte, 4095))))
+				launchtest.Write(t, filepath.Join(dir, "b"), make([]byte, 95))
+				launchtest.Write(t, filepath.Join(dir, "a"), []byte(base64.StdEncoding.EncodeToString(make([]byte, 4095))))
 			},
 			want: []string{"id_block.block: ", "found 95 bytes, expected 96, or their base64", "id_block.auth: ", "expected 4096, or their base64"},
 		},
 		"ID block of zeros": {
 			lines: []string{"id_block: {block: b, auth: a}"},
 			spoil: func(dir string) {
-				write(t, filepath.Join(dir, "b"), make([]byte, 96))
-				write(t, filepath.Join(dir, "a"), make([]byte, 4096))
+				launchtest.Write(t, filepath.Join(dir, "b"), make([]byte, 96))
+				launchtest.Write(t, filepath.Join(dir, "a"), make([]byte, 4096))
 			},
 			want: []string{"id_block.block: ID block: found version 0, expected 1", "id_block.auth: "},
 		},
@@ -377,13 +368,13 @@ func TestResolvePolicy(t *testing.T) {
 		t.Errorf("found %v, expected the policy to be missing", err)
 	}
 	text := attest.DefaultPolicyYAML()
-	write(t, filepath.Join(dir, "p.yaml"), text)
+	launchtest.Write(t, filepath.Join(dir, "p.yaml"), text)
 	p := resolve(t, s)
 	if p.Policy == nil || p.Policy.SHA256 != sha256.Sum256(text) {
 		t.Fatalf("found policy %v", p.Policy)
 	}
 	lock := p.Lock()
-	write(t, filepath.Join(dir, "p.yaml"), append(text, '\n'))
+	launchtest.Write(t, filepath.Join(dir, "p.yaml"), append(text, '\n'))
 	if _, err := Resolve(t.Context(), s, ResolveOptions{Frozen: lock}); err == nil || !strings.HasPrefix(err.Error(), "policy differs from the lock: ") {
 		t.Errorf("found %v, expected the policy to differ", err)
 	}
@@ -392,7 +383,7 @@ func TestResolvePolicy(t *testing.T) {
 // TestIDBlock: the block names this launch, and its signatures hold.
 func TestIDBlock(t *testing.T) {
 	dir, s := planDir(t, "id_block: {id_key: id.pem, author_key: author.pem, family_id: 000102030405060708090a0b0c0d0e0f, image_id: ffffffffffffffffffffffffffffffff, svn: 7}", "policy: {abi_major: 1}")
-	idKey, authorKey := key(t, filepath.Join(dir, "id.pem")), key(t, filepath.Join(dir, "author.pem"))
+	idKey, authorKey := launchtest.Key(t, filepath.Join(dir, "id.pem")), launchtest.Key(t, filepath.Join(dir, "author.pem"))
 	p := resolve(t, s)
 	block, err := measure.ParseIDBlock(p.IDBlock)
 	if err != nil {
@@ -434,8 +425,8 @@ func TestIDBlock(t *testing.T) {
 		"base64": {[]byte(base64.StdEncoding.EncodeToString(p.IDBlock) + "\n"), []byte(encoded[:76] + "\n" + encoded[76:])},
 	} {
 		dir, s := planDir(t, "id_block: {block: b, auth: a}", "policy: {abi_major: 1}")
-		write(t, filepath.Join(dir, "b"), files[0])
-		write(t, filepath.Join(dir, "a"), files[1])
+		launchtest.Write(t, filepath.Join(dir, "b"), files[0])
+		launchtest.Write(t, filepath.Join(dir, "a"), files[1])
 		q := resolve(t, s)
 		if !slices.Equal(q.IDBlock, p.IDBlock) || !slices.Equal(q.IDAuth, p.IDAuth) || !q.AuthorKey {
 			t.Errorf("%s: the ready-made block is not taken as it is", name)
@@ -446,8 +437,8 @@ func TestIDBlock(t *testing.T) {
 	dir, s = planDir(t, "id_block: {block: b, auth: a}", "cmdline: other")
 	changed := slices.Clone(p.IDAuth)
 	changed[0x50] ^= 1 // in the signature of the block
-	write(t, filepath.Join(dir, "b"), p.IDBlock)
-	write(t, filepath.Join(dir, "a"), changed)
+	launchtest.Write(t, filepath.Join(dir, "b"), p.IDBlock)
+	launchtest.Write(t, filepath.Join(dir, "a"), changed)
 	_, err = Resolve(t.Context(), s, ResolveOptions{})
 	for _, want := range []string{"id_block.block: found launch digest", "id_block.block: found policy 0x30100, expected 0x30000", "id_block.auth: "} {
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -459,55 +450,11 @@ func TestIDBlock(t *testing.T) {
 // TestIDBlockWithoutAuthorKey: the author key is optional.
 func TestIDBlockWithoutAuthorKey(t *testing.T) {
 	dir, s := planDir(t, "id_block: {id_key: id.pem}")
-	key(t, filepath.Join(dir, "id.pem"))
+	launchtest.Key(t, filepath.Join(dir, "id.pem"))
 	p := resolve(t, s)
 	if p.AuthorKey || p.Golden.IDBlock.AuthorKeyDigest != nil {
 		t.Errorf("found an author key in %+v", p.Golden.IDBlock)
 	}
-}
-
-// testIGVM makes an image with one page and the boot vCPU's VMSA at gpa.
-func testIGVM(t *testing.T, vmsaGPA uint64, more ...svsmimg.Header) []byte {
-	t.Helper()
-	vmsa, err := measure.VCPU{Signature: 0x800f12, Features: 1, EIP: measure.ResetEIP}.VMSA()
-	if err != nil {
-		t.Fatal(err)
-	}
-	data := append(make([]byte, measure.PageSize), vmsa.Page()...)
-	copy(data, "SVSM")
-	page := func(i uint32) svsmimg.Blob {
-		// The file data begins where the headers end, padded; the writer knows.
-		return svsmimg.Blob{Offset: i * measure.PageSize, Size: measure.PageSize}
-	}
-	f := &svsmimg.File{
-		Version: 1,
-		Headers: append([]svsmimg.Header{&svsmimg.Platform{Mask: 1, Platform: svsmimg.PlatformSNP, Version: 1}}, append(more,
-			&svsmimg.PageData{GPA: 0x10000, Mask: 1, Data: page(0)},
-			&svsmimg.VPContext{GPA: vmsaGPA, Mask: 1, Data: page(1)},
-		)...),
-		Data: data,
-	}
-	out, err := f.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-// igvmDir makes a folder with an SVSM image and a spec that names it.
-func igvmDir(t *testing.T, image []byte, lines ...string) (dir string, s *Spec) {
-	t.Helper()
-	dir = t.TempDir()
-	write(t, filepath.Join(dir, "a.igvm"), image)
-	if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "platform:") }) {
-		lines = append([]string{"platform: snp"}, lines...)
-	}
-	text := "version: 1\nname: demo\nsvsm: {image: a.igvm}\n" + strings.Join(lines, "\n") + "\n"
-	s, err := ReadSpec(write(t, filepath.Join(dir, "a.yaml"), []byte(text)), SpecFileOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir, s
 }
 
 // TestResolveSVSM: an SVSM image is measured as its host profile says, by default
@@ -522,7 +469,7 @@ func TestResolveSVSM(t *testing.T) {
 		"inferred kvm-direct": {0x20000, nil, svsmimg.ProfileKVMDirect},
 		"kvm-bsp":             {measure.VMSAGPA, []string{"host_profile: kvm-bsp"}, svsmimg.ProfileKVMBSP},
 	} {
-		image := testIGVM(t, c.gpa, &svsmimg.GuestPolicy{Policy: 0x30000, Mask: 1})
+		image := launchtest.IGVM(t, c.gpa, &svsmimg.GuestPolicy{Policy: 0x30000, Mask: 1})
 		_, s := igvmDir(t, image, append(c.lines, "cpu: {count: 3}")...)
 		p := resolve(t, s)
 		f, err := svsmimg.Parse(image)
@@ -562,8 +509,8 @@ func TestResolveSVSMRefuses(t *testing.T) {
 		want  string
 	}{
 		"not IGVM":    {[]byte("text"), nil, `a.yaml:3: svsm.image: `},
-		"I-21 policy": {testIGVM(t, measure.VMSAGPA, &svsmimg.GuestPolicy{Policy: 0xb0000, Mask: 1}), nil, "found guest policy 0xb0000 in the image, but 0x30000 in the spec; set policy: 0xb0000"},
-		"profile":     {testIGVM(t, measure.VMSAGPA), []string{"host_profile: kvm-direct"}, "host profile kvm-direct: found the VMSA at"},
+		"I-21 policy": {launchtest.IGVM(t, measure.VMSAGPA, &svsmimg.GuestPolicy{Policy: 0xb0000, Mask: 1}), nil, "found guest policy 0xb0000 in the image, but 0x30000 in the spec; set policy: 0xb0000"},
+		"profile":     {launchtest.IGVM(t, measure.VMSAGPA), []string{"host_profile: kvm-direct"}, "host profile kvm-direct: found the VMSA at"},
 	} {
 		_, s := igvmDir(t, c.image, c.lines...)
 		before := openFiles(t)
@@ -580,9 +527,9 @@ func TestResolveSVSMRefuses(t *testing.T) {
 // stands alone.
 func TestI21ImageIDBlock(t *testing.T) {
 	policy := &svsmimg.GuestPolicy{Policy: 0x30000, Mask: 1}
-	_, s := igvmDir(t, testIGVM(t, measure.VMSAGPA, policy))
+	_, s := igvmDir(t, launchtest.IGVM(t, measure.VMSAGPA, policy))
 	digest := resolve(t, s).Golden.LaunchDigests[0]
-	k := key(t, filepath.Join(t.TempDir(), "id.pem"))
+	k := launchtest.Key(t, filepath.Join(t.TempDir(), "id.pem"))
 	header := func(change func(*measure.IDBlock)) svsmimg.Header {
 		block := &measure.IDBlock{LaunchDigest: digest, GuestSVN: 3, Policy: 0x30000}
 		change(block)
@@ -597,7 +544,7 @@ func TestI21ImageIDBlock(t *testing.T) {
 		return h
 	}
 	image := func(change func(*measure.IDBlock)) []byte {
-		return testIGVM(t, measure.VMSAGPA, policy, header(change))
+		return launchtest.IGVM(t, measure.VMSAGPA, policy, header(change))
 	}
 	_, s = igvmDir(t, image(func(*measure.IDBlock) {}))
 	p := resolve(t, s)
@@ -621,22 +568,4 @@ func TestI21ImageIDBlock(t *testing.T) {
 			t.Errorf("%s: found %v, expected %q in it", name, err, c.want)
 		}
 	}
-}
-
-// testKernel is a PE image with an EFI stub's strings: enough of a kernel to be
-// measured.
-func testKernel() []byte {
-	const header, optional, headers = 0x40, 0x58, 0x200
-	k := make([]byte, headers+0x100)
-	copy(k, "MZ")
-	binary.LittleEndian.PutUint32(k[0x3c:], header)
-	copy(k[header:], "PE\x00\x00")
-	binary.LittleEndian.PutUint16(k[header+6:], 1)              // sections
-	binary.LittleEndian.PutUint16(k[header+20:], 112)           // size of the optional header
-	binary.LittleEndian.PutUint16(k[optional:], 0x20b)          // PE32+
-	binary.LittleEndian.PutUint32(k[optional+60:], headers)     // size of the headers
-	binary.LittleEndian.PutUint32(k[optional+112+16:], 0x100)   // section's size
-	binary.LittleEndian.PutUint32(k[optional+112+20:], headers) // section's place
-	copy(k[headers:], "LOADED_IMAGE::LoadOptions Linux initrd")
-	return k
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/evtpm/evtpm/launch/launchtest"
 )
 
 // specSchema returns the schema as another program would read it.
@@ -171,10 +173,10 @@ func conformsYAML(t *testing.T, schema map[string]any, text string) error {
 func TestSchemaAgrees(t *testing.T) {
 	schema := specSchema(t)
 	for _, text := range []string{
-		demo,
-		with("policy: 0xB0000", "host_data: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "timeouts: {boot: 1m30s, stop: 1.5h}"),
-		with("policy: {debug: true, abi_minor: 31}", "memory: 2G", "hugepages: 1G", "attestation: {pcrs: [4, 9]}"),
-		with("disks: []", "networks: [{type: user, forwards: [{host_port: 1, guest_port: 2}]}]", "vsock: {cid: 3}"),
+		launchtest.Demo,
+		launchtest.With("policy: 0xB0000", "host_data: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "timeouts: {boot: 1m30s, stop: 1.5h}"),
+		launchtest.With("policy: {debug: true, abi_minor: 31}", "memory: 2G", "hugepages: 1G", "attestation: {pcrs: [4, 9]}"),
+		launchtest.With("disks: []", "networks: [{type: user, forwards: [{host_port: 1, guest_port: 2}]}]", "vsock: {cid: 3}"),
 		snp("firmware: {}", "svsm: {image: a}", "id_block: {id_key: k, family_id: "+strings.Repeat("0a", 16)+", image_id: AAAAAAAAAAAAAAAAAAAAAA==}"),
 	} {
 		if _, err := load(text); err != nil {
@@ -193,7 +195,7 @@ func TestSchemaAgrees(t *testing.T) {
 		"networks: [{type: user, mac: 'x'}]", "networks: [{type: user, forwards: [{host_port: 1}]}]", "vsock: {cid: 2}", "vsock: {}", "sim: {report_version: 2}", "svsm: {}",
 		"qemu: {machine: pc}", "qemu: {binary: ''}", "agent: {port: 0}", "console: [a]", "firmware: path",
 	} {
-		text := with(line)
+		text := launchtest.With(line)
 		if _, err := load(text); err == nil {
 			t.Errorf("%s: the reader takes it", line)
 		}

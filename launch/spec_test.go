@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/measure"
 )
 
@@ -31,19 +32,9 @@ func load(text string) (*Spec, error) {
 
 var ignoreSource = cmpopts.IgnoreUnexported(Spec{})
 
-const demo = `version: 1
-name: demo
-platform: sim
-firmware: {path: OVMF.fd}
-kernel: ../vmlinuz
-initrd: /boot/initrd.cpio
-cmdline: quiet loglevel=0
-memory: 256M
-`
-
 // TestSpecDefaults: what a short spec means in full.
 func TestSpecDefaults(t *testing.T) {
-	got, err := load(demo)
+	got, err := load(launchtest.Demo)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +109,7 @@ func TestSpecLibvirtURI(t *testing.T) {
 		"qemu+tls://host/system":                 false,
 		"qemu+ssh://host/etc/passwd":             false,
 	} {
-		_, err := load(with("backend: libvirt", "libvirt: {uri: '"+uri+"'}"))
+		_, err := load(launchtest.With("backend: libvirt", "libvirt: {uri: '"+uri+"'}"))
 		if (err == nil) != good {
 			t.Errorf("%s: found %v, expected it to be good: %v", uri, err, good)
 		}
@@ -133,7 +124,7 @@ func TestSpecMAC(t *testing.T) {
 	macs := make(map[string]bool)
 	for _, name := range []string{"a", "b"} {
 		for range 2 {
-			s, err := load(with("name: "+name, "networks: [{type: user}, {type: tap, device: t}, {type: bridge, bridge: b, mac: '52:54:00:00:00:01'}]"))
+			s, err := load(launchtest.With("name: "+name, "networks: [{type: user}, {type: tap, device: t}, {type: bridge, bridge: b, mac: '52:54:00:00:00:01'}]"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -147,64 +138,48 @@ func TestSpecMAC(t *testing.T) {
 	}
 }
 
-// with returns the demo spec with lines replaced or added: a line replaces the one
-// of the same field.
-func with(lines ...string) string {
-	out := strings.Split(strings.TrimSpace(demo), "\n")
-add:
-	for _, l := range lines {
-		field, _, _ := strings.Cut(l, ":")
-		for i, o := range out {
-			if name, _, _ := strings.Cut(o, ":"); name == field {
-				out[i] = l
-				continue add
-			}
-		}
-		out = append(out, l)
-	}
-	return strings.Join(out, "\n") + "\n"
-}
-
 // snp returns a spec of platform snp.
-func snp(lines ...string) string { return with(append([]string{"platform: snp"}, lines...)...) }
+func snp(lines ...string) string {
+	return launchtest.With(append([]string{"platform: snp"}, lines...)...)
+}
 
 // TestSpecAccepts lists spellings that must stay good.
 func TestSpecAccepts(t *testing.T) {
 	zeros := strings.Repeat("0", 64)
 	for name, text := range map[string]string{
-		"demo":                  demo,
-		"CRLF (C-04)":           strings.ReplaceAll(demo, "\n", "\r\n"),
-		"document markers":      "---\n" + demo + "...\n",
-		"hexadecimal policy":    with("policy: 0xB0000"),
-		"decimal policy":        with("policy: 196608"),
-		"host data hex":         with("host_data: " + strings.Repeat("ab", 32)),
-		"host data digits only": with("host_data: " + strings.Repeat("12", 32)),
-		"host data base64":      with("host_data: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
-		"host data zeros":       with("host_data: " + zeros),
-		"replacement character": "# \ufffd\n" + demo,
-		"empty command line":    with(`cmdline: ""`),
-		"command line of 2047":  with("cmdline: " + strings.Repeat("x", 2047)),
-		"longest name":          with("name: a" + strings.Repeat("-", 62)),
-		"512 vCPUs":             with("cpu: {count: 512}"),
-		"signature by hand":     with("cpu: {model: host, signature: 0xa10f11}"),
-		"signature that agrees": with("cpu: {model: EPYC-Milan, signature: 0xa00f11}"),
-		"qemu64 on sim":         with("cpu: {model: qemu64}"),
-		"kvm on sim":            with("qemu: {accel: kvm}"),
-		"machine version":       with("qemu: {machine: pc-q35-10.0}"),
+		"demo":                  launchtest.Demo,
+		"CRLF (C-04)":           strings.ReplaceAll(launchtest.Demo, "\n", "\r\n"),
+		"document markers":      "---\n" + launchtest.Demo + "...\n",
+		"hexadecimal policy":    launchtest.With("policy: 0xB0000"),
+		"decimal policy":        launchtest.With("policy: 196608"),
+		"host data hex":         launchtest.With("host_data: " + strings.Repeat("ab", 32)),
+		"host data digits only": launchtest.With("host_data: " + strings.Repeat("12", 32)),
+		"host data base64":      launchtest.With("host_data: AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+		"host data zeros":       launchtest.With("host_data: " + zeros),
+		"replacement character": "# \ufffd\n" + launchtest.Demo,
+		"empty command line":    launchtest.With(`cmdline: ""`),
+		"command line of 2047":  launchtest.With("cmdline: " + strings.Repeat("x", 2047)),
+		"longest name":          launchtest.With("name: a" + strings.Repeat("-", 62)),
+		"512 vCPUs":             launchtest.With("cpu: {count: 512}"),
+		"signature by hand":     launchtest.With("cpu: {model: host, signature: 0xa10f11}"),
+		"signature that agrees": launchtest.With("cpu: {model: EPYC-Milan, signature: 0xa00f11}"),
+		"qemu64 on sim":         launchtest.With("cpu: {model: qemu64}"),
+		"kvm on sim":            launchtest.With("qemu: {accel: kvm}"),
+		"machine version":       launchtest.With("qemu: {machine: pc-q35-10.0}"),
 		"ssh":                   snp("backend: libvirt", "libvirt: {uri: qemu+ssh://root@host/system}"),
-		"two disks":             with("disks: [{path: a, format: raw, readonly: true}, {path: a, format: raw, readonly: true}]"),
-		"all networks": with("networks: [{type: user, forwards: [{host_port: 2222, guest_port: 22}, {protocol: udp, host_port: 2222, guest_port: 22}]}," +
+		"two disks":             launchtest.With("disks: [{path: a, format: raw, readonly: true}, {path: a, format: raw, readonly: true}]"),
+		"all networks": launchtest.With("networks: [{type: user, forwards: [{host_port: 2222, guest_port: 22}, {protocol: udp, host_port: 2222, guest_port: 22}]}," +
 			" {type: bridge, bridge: br0, mac: '52:54:00:00:00:01'}, {type: tap, device: tap0}, {type: user}]"),
-		"vsock":           with("vsock: {cid: 3}", "agent: {transport: vsock, port: 1}"),
-		"tcp":             with("networks: [{type: user}]", "agent: {transport: tcp, address: '[::1]:7600'}"),
+		"vsock":           launchtest.With("vsock: {cid: 3}", "agent: {transport: vsock, port: 1}"),
+		"tcp":             launchtest.With("networks: [{type: user}]", "agent: {transport: tcp, address: '[::1]:7600'}"),
 		"IGVM":            snp("firmware: {}", "svsm: {image: a.igvm, device_plane: true}", "host_profile: kvm-direct"),
-		"ready ID block":  with("id_block: {block: b, auth: a}"),
-		"ID block":        with("id_block: {id_key: k, author_key: a, svn: 4294967295}"),
-		"IGVM on sim":     with("firmware: {}", "svsm: {image: a.igvm}"),
-		"huge pages":      with("hugepages: 2M"),
-		"empty lists":     with("disks: []", "networks: []"),
-		"few PCRs":        with("attestation: {pcrs: [9, 4, 0]}"),
-		"largest timeout": with("timeouts: {boot: 24h}"),
+		"ready ID block":  launchtest.With("id_block: {block: b, auth: a}"),
+		"ID block":        launchtest.With("id_block: {id_key: k, author_key: a, svn: 4294967295}"),
+		"IGVM on sim":     launchtest.With("firmware: {}", "svsm: {image: a.igvm}"),
+		"huge pages":      launchtest.With("hugepages: 2M"),
+		"empty lists":     launchtest.With("disks: []", "networks: []"),
+		"few PCRs":        launchtest.With("attestation: {pcrs: [9, 4, 0]}"),
+		"largest timeout": launchtest.With("timeouts: {boot: 24h}"),
 	} {
 		if _, err := load(text); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -229,7 +204,7 @@ func TestSpecPolicyBits(t *testing.T) {
 		"{page_swap_disable: true}":                  0x2030000,
 		"{page_swap_disable: false, abi_minor: 0x1}": 0x30001,
 	} {
-		s, err := load(with("policy: " + text))
+		s, err := load(launchtest.With("policy: " + text))
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 		} else if s.Policy != want {
@@ -257,7 +232,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"C-02 misspelt security field": {
-			with("policy: {debgu: false}"),
+			launchtest.With("policy: {debgu: false}"),
 			[]string{`a.yaml:9: policy: unknown field "debgu", nearest is "debug"`},
 		},
 		"C-03 numbers": {
@@ -279,9 +254,9 @@ func TestSpecRefuses(t *testing.T) {
 				`a.yaml:9: attestation.pcrs[5]: found the number "99999999999": too large`,
 			},
 		},
-		"C-03 quoted policy": {with(`policy: "0x30000"`), []string{`a.yaml:9: policy: found the text "0x30000", expected a number without quotes`}},
+		"C-03 quoted policy": {launchtest.With(`policy: "0x30000"`), []string{`a.yaml:9: policy: found the text "0x30000", expected a number without quotes`}},
 		"C-03 truth values": {
-			with("rng: yes", "disks: [{path: a, format: raw, readonly: on, discard: True}]", "policy: {smt: 1}"),
+			launchtest.With("rng: yes", "disks: [{path: a, format: raw, readonly: on, discard: True}]", "policy: {smt: 1}"),
 			[]string{
 				`a.yaml:9: rng: found "yes", expected true or false`,
 				`a.yaml:10: disks[0].readonly: found "on", expected true or false`,
@@ -290,7 +265,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"C-03 text": {
-			with("name: 123", "kernel: true", "cmdline: 2001-01-01", "initrd: [a]", "console: {a: b}", "hugepages: 1.5", "host_profile:"),
+			launchtest.With("name: 123", "kernel: true", "cmdline: 2001-01-01", "initrd: [a]", "console: {a: b}", "hugepages: 1.5", "host_profile:"),
 			[]string{
 				`a.yaml:2: name: found the number "123", expected text: put it in quotes if it is meant`,
 				`a.yaml:5: kernel: found the truth value "true", expected text: put it in quotes if it is meant`,
@@ -302,28 +277,28 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"C-03 units": {
-			with("memory: 256", "timeouts: {boot: 60, start: 1 minute, stop: -5s, attest: 0s}"),
+			launchtest.With("memory: 256", "timeouts: {boot: 60, start: 1 minute, stop: -5s, attest: 0s}"),
 			[]string{
 				`a.yaml:8: memory: found the number "256", expected a size with a unit, such as 512M or 2G`,
 				`a.yaml:9: timeouts.boot: found the number "60", expected a time span with a unit, such as 90s or 2m`,
 				`a.yaml:9: timeouts.start: found "1 minute": expected a time span with a unit, such as 90s or 2m`,
 			},
 		},
-		"sizes":            {with("memory: 0M"), []string{`a.yaml:8: memory: found 0, expected 128M to 8T`}},
-		"sizes, unit":      {with("memory: 256MB"), []string{`a.yaml:8: memory: found "256MB": expected a number and a unit, such as 512M or 2G`}},
-		"sizes, words":     {with("memory: someM"), []string{`a.yaml:8: memory: found "someM": expected a number and a unit, such as 512M or 2G`}},
-		"time span, sign":  {with("timeouts: {boot: +5s}"), []string{`a.yaml:9: timeouts.boot: found "+5s": expected a time span with a unit, such as 90s or 2m`}},
-		"bytes, padding":   {with("id_block: {id_key: k, image_id: AAAAAAAAAAAAAAAAAAAAAAA=}"), []string{`a.yaml:9: id_block.image_id: found "AAAAAAAAAAAAAAAAAAAAAAA=", expected 16 bytes: 32 hexadecimal digits, or 24 characters of base64`}},
-		"long text":        {with("platform: " + strings.Repeat("x", 100)), []string{`a.yaml:3: platform: found "` + strings.Repeat("x", 64) + `...", expected one of snp, sim`}},
-		"sizes, hex":       {with("memory: 0x10G"), []string{`a.yaml:8: memory: found "0x10G": expected a number and a unit, such as 512M or 2G`}},
-		"sizes, overflow":  {with("memory: 16777216T"), []string{`a.yaml:8: memory: found "16777216T": too large`}},
-		"sizes, small":     {with("memory: 64M"), []string{`a.yaml:8: memory: found 64M, expected 128M to 8T`}},
-		"sizes, large":     {with("memory: 9T"), []string{`a.yaml:8: memory: found 9T, expected 128M to 8T`}},
-		"sizes, odd":       {with("memory: 262145K"), []string{`a.yaml:8: memory: found 262145K, expected a multiple of 1M`}},
-		"sizes, huge page": {with("memory: 1500M", "hugepages: 1G"), []string{`a.yaml:8: memory: found 1500M, expected a multiple of 1G, the size of the huge pages`}},
-		"huge pages":       {with("hugepages: big"), []string{`a.yaml:9: hugepages: found "big", nearest is "1G", expected 2M or 1G`}},
+		"sizes":            {launchtest.With("memory: 0M"), []string{`a.yaml:8: memory: found 0, expected 128M to 8T`}},
+		"sizes, unit":      {launchtest.With("memory: 256MB"), []string{`a.yaml:8: memory: found "256MB": expected a number and a unit, such as 512M or 2G`}},
+		"sizes, words":     {launchtest.With("memory: someM"), []string{`a.yaml:8: memory: found "someM": expected a number and a unit, such as 512M or 2G`}},
+		"time span, sign":  {launchtest.With("timeouts: {boot: +5s}"), []string{`a.yaml:9: timeouts.boot: found "+5s": expected a time span with a unit, such as 90s or 2m`}},
+		"bytes, padding":   {launchtest.With("id_block: {id_key: k, image_id: AAAAAAAAAAAAAAAAAAAAAAA=}"), []string{`a.yaml:9: id_block.image_id: found "AAAAAAAAAAAAAAAAAAAAAAA=", expected 16 bytes: 32 hexadecimal digits, or 24 characters of base64`}},
+		"long text":        {launchtest.With("platform: " + strings.Repeat("x", 100)), []string{`a.yaml:3: platform: found "` + strings.Repeat("x", 64) + `...", expected one of snp, sim`}},
+		"sizes, hex":       {launchtest.With("memory: 0x10G"), []string{`a.yaml:8: memory: found "0x10G": expected a number and a unit, such as 512M or 2G`}},
+		"sizes, overflow":  {launchtest.With("memory: 16777216T"), []string{`a.yaml:8: memory: found "16777216T": too large`}},
+		"sizes, small":     {launchtest.With("memory: 64M"), []string{`a.yaml:8: memory: found 64M, expected 128M to 8T`}},
+		"sizes, large":     {launchtest.With("memory: 9T"), []string{`a.yaml:8: memory: found 9T, expected 128M to 8T`}},
+		"sizes, odd":       {launchtest.With("memory: 262145K"), []string{`a.yaml:8: memory: found 262145K, expected a multiple of 1M`}},
+		"sizes, huge page": {launchtest.With("memory: 1500M", "hugepages: 1G"), []string{`a.yaml:8: memory: found 1500M, expected a multiple of 1G, the size of the huge pages`}},
+		"huge pages":       {launchtest.With("hugepages: big"), []string{`a.yaml:9: hugepages: found "big", nearest is "1G", expected 2M or 1G`}},
 		"time spans": {
-			with("timeouts: {boot: 25h, stop: -5s, attest: 0s}"),
+			launchtest.With("timeouts: {boot: 25h, stop: -5s, attest: 0s}"),
 			[]string{
 				`a.yaml:9: timeouts.boot: found 25h0m0s, expected more than 0s and at most 24h0m0s`,
 				`a.yaml:9: timeouts.attest: found 0s, expected more than 0s and at most 24h0m0s`,
@@ -331,7 +306,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"shapes": {
-			with("cpu: 4", "disks: {path: a}", "networks: [user]", "sim: Milan"),
+			launchtest.With("cpu: 4", "disks: {path: a}", "networks: [user]", "sim: Milan"),
 			[]string{
 				`a.yaml:9: cpu: found the number "4", expected a mapping of model, count, signature, guest_features`,
 				`a.yaml:10: disks: found a mapping, expected a list`,
@@ -340,7 +315,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"shapes of scalars": {
-			with("version: [1]", "host_data: [a]", "rng: {}", "memory: [a]", "timeouts: {boot: {}}", "policy: [1]"),
+			launchtest.With("version: [1]", "host_data: [a]", "rng: {}", "memory: [a]", "timeouts: {boot: {}}", "policy: [1]"),
 			[]string{
 				`a.yaml:1: version: found a list, expected a number`,
 				`a.yaml:8: memory: found a list, expected a size with a unit, such as 512M or 2G`,
@@ -350,11 +325,11 @@ func TestSpecRefuses(t *testing.T) {
 				`a.yaml:12: policy: found a list, expected a number or a mapping of bits`,
 			},
 		},
-		"quoted truth value":  {with(`rng: "true"`), []string{`a.yaml:9: rng: found the text "true", expected true or false`}},
+		"quoted truth value":  {launchtest.With(`rng: "true"`), []string{`a.yaml:9: rng: found the text "true", expected true or false`}},
 		"anchor of the whole": {"--- &a\nversion: 1\n", []string{`a.yaml: found the anchor &a: anchors are not read`}},
-		"anchor of a bit":     {with("policy: {abi_major: &a 1}"), []string{`a.yaml:9: policy.abi_major: found the anchor &a: anchors are not read`}},
+		"anchor of a bit":     {launchtest.With("policy: {abi_major: &a 1}"), []string{`a.yaml:9: policy.abi_major: found the anchor &a: anchors are not read`}},
 		"bytes": {
-			with("host_data: abcd", "id_block: {id_key: k, family_id: "+strings.Repeat("z", 32)+", image_id: AAAAAAAAAAAAAAAAAAAAAB==}"),
+			launchtest.With("host_data: abcd", "id_block: {id_key: k, family_id: "+strings.Repeat("z", 32)+", image_id: AAAAAAAAAAAAAAAAAAAAAB==}"),
 			[]string{
 				`a.yaml:9: host_data: found "abcd", expected 32 bytes: 64 hexadecimal digits, or 44 characters of base64`,
 				`a.yaml:10: id_block.family_id: found "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz", expected 16 bytes: 32 hexadecimal digits, or 24 characters of base64`,
@@ -362,7 +337,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"C-01 aliases, anchors, tags, merge keys": {
-			with("cpu: &a {model: EPYC-v4}", "timeouts: *a", "cmdline: !!str 123", "disks: [&b a, *b]", "vtpm: {<<: {binding: nv}}"),
+			launchtest.With("cpu: &a {model: EPYC-v4}", "timeouts: *a", "cmdline: !!str 123", "disks: [&b a, *b]", "vtpm: {<<: {binding: nv}}"),
 			[]string{
 				`a.yaml:7: cmdline: found the tag !!str: tags are not read`,
 				`a.yaml:9: cpu: found the anchor &a: anchors are not read`,
@@ -373,39 +348,39 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"keys": {
-			with("? [a, b]\n: c", "!!str rng: true", "? &x rng\n: true"),
+			launchtest.With("? [a, b]\n: c", "!!str rng: true", "? &x rng\n: true"),
 			[]string{
 				`a.yaml:9: found a list as a field's name, expected a plain one`,
 				`a.yaml:11: found "rng" as a field's name, expected a plain one`,
 				`a.yaml:12: found "rng" as a field's name, expected a plain one`,
 			},
 		},
-		"C-01 large":               {demo + strings.Repeat("#", maxSpecBytes), []string{`a.yaml: found more than 65536 bytes`}},
+		"C-01 large":               {launchtest.Demo + strings.Repeat("#", maxSpecBytes), []string{`a.yaml: found more than 65536 bytes`}},
 		"C-04 empty":               {"", []string{`a.yaml: found an empty document, expected a mapping that begins with version: 1`}},
 		"C-04 comment":             {"# nothing\n", []string{`a.yaml: found an empty document, expected a mapping that begins with version: 1`}},
 		"C-04 no mapping":          {"- a\n", []string{`a.yaml:1: found a list, expected a mapping that begins with version: 1`}},
-		"C-04 two documents":       {demo + "---\n" + demo, []string{`a.yaml: found a second document, expected one`}},
-		"C-04 garbage after":       {demo + "...\n}\n", []string{`a.yaml:9: not YAML: did not find expected <document start>`}},
-		"C-04 BOM":                 {"\xef\xbb\xbf" + demo, []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
+		"C-04 two documents":       {launchtest.Demo + "---\n" + launchtest.Demo, []string{`a.yaml: found a second document, expected one`}},
+		"C-04 garbage after":       {launchtest.Demo + "...\n}\n", []string{`a.yaml:9: not YAML: did not find expected <document start>`}},
+		"C-04 BOM":                 {"\xef\xbb\xbf" + launchtest.Demo, []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
 		"C-04 UTF-16":              {"\xff\xfev\x00", []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
 		"C-04 UTF-16, other":       {"\xfe\xff\x00v", []string{`a.yaml:1: found a byte order mark, expected plain UTF-8`}},
-		"C-04 NUL":                 {with("cmdline: a\x00b"), []string{`a.yaml:7: found the control character U+0000`}},
-		"C-04 escape":              {with("cmdline: a\x1b[2J"), []string{`a.yaml:7: found the control character U+001B`}},
-		"C-04 C1":                  {with("cmdline: a\u0085b"), []string{`a.yaml:7: found the control character U+0085`}},
-		"C-04 line separator":      {with("cmdline: a\u2028b"), []string{`a.yaml:7: found the line separator U+2028`}},
-		"C-04 right to left":       {with("cmdline: a\u202eb"), []string{`a.yaml:7: found U+202E, which shows text in another order than it has`}},
-		"C-04 paragraph separator": {with("cmdline: a\u2029b"), []string{`a.yaml:7: found the line separator U+2029`}},
-		"C-04 isolate":             {with("cmdline: a\u2066b"), []string{`a.yaml:7: found U+2066, which shows text in another order than it has`}},
-		"C-04 escaped DEL":         {with(`cmdline: "a\x7fb"`), []string{`a.yaml:7: cmdline: found the control character '\x7f', expected one line of plain text`}},
-		"C-04 BOM inside":          {with("cmdline: a\ufeffb"), []string{`a.yaml:7: found a byte order mark`}},
-		"C-04 invalid UTF-8":       {with("cmdline: a\xffb"), []string{`a.yaml:7: found invalid UTF-8`}},
-		"C-04 tabs":                {with("cpu:\n\tcount: 1"), []string{`a.yaml:10: not YAML: found character that cannot start any token`}},
-		"C-04 escaped NUL":         {with(`cmdline: "a\0b"`), []string{`a.yaml:7: cmdline: found the control character '\x00', expected one line of plain text`}},
-		"C-09 newline":             {with(`cmdline: "a\nb"`), []string{`a.yaml:7: cmdline: found the control character '\n', expected one line of plain text`}},
-		"C-09 newline in a path":   {with(`kernel: "a\nb"`), []string{`a.yaml:5: kernel: found the control character '\n', expected one line of plain text`}},
+		"C-04 NUL":                 {launchtest.With("cmdline: a\x00b"), []string{`a.yaml:7: found the control character U+0000`}},
+		"C-04 escape":              {launchtest.With("cmdline: a\x1b[2J"), []string{`a.yaml:7: found the control character U+001B`}},
+		"C-04 C1":                  {launchtest.With("cmdline: a\u0085b"), []string{`a.yaml:7: found the control character U+0085`}},
+		"C-04 line separator":      {launchtest.With("cmdline: a\u2028b"), []string{`a.yaml:7: found the line separator U+2028`}},
+		"C-04 right to left":       {launchtest.With("cmdline: a\u202eb"), []string{`a.yaml:7: found U+202E, which shows text in another order than it has`}},
+		"C-04 paragraph separator": {launchtest.With("cmdline: a\u2029b"), []string{`a.yaml:7: found the line separator U+2029`}},
+		"C-04 isolate":             {launchtest.With("cmdline: a\u2066b"), []string{`a.yaml:7: found U+2066, which shows text in another order than it has`}},
+		"C-04 escaped DEL":         {launchtest.With(`cmdline: "a\x7fb"`), []string{`a.yaml:7: cmdline: found the control character '\x7f', expected one line of plain text`}},
+		"C-04 BOM inside":          {launchtest.With("cmdline: a\ufeffb"), []string{`a.yaml:7: found a byte order mark`}},
+		"C-04 invalid UTF-8":       {launchtest.With("cmdline: a\xffb"), []string{`a.yaml:7: found invalid UTF-8`}},
+		"C-04 tabs":                {launchtest.With("cpu:\n\tcount: 1"), []string{`a.yaml:10: not YAML: found character that cannot start any token`}},
+		"C-04 escaped NUL":         {launchtest.With(`cmdline: "a\0b"`), []string{`a.yaml:7: cmdline: found the control character '\x00', expected one line of plain text`}},
+		"C-09 newline":             {launchtest.With(`cmdline: "a\nb"`), []string{`a.yaml:7: cmdline: found the control character '\n', expected one line of plain text`}},
+		"C-09 newline in a path":   {launchtest.With(`kernel: "a\nb"`), []string{`a.yaml:5: kernel: found the control character '\n', expected one line of plain text`}},
 		"C-14 newer version":       {"version: 2\nname: demo\nfuture: [1]\n", []string{`a.yaml:1: version: found 2, expected 1: written for a newer evtpm than this one`}},
 		"C-14 version later":       {"name: demo\nversion: 2\nfuture: [1]\n", []string{`a.yaml:2: version: found 2, expected 1: written for a newer evtpm than this one`}},
-		"version 0":                {with("version: 0"), []string{`a.yaml:1: version: found 0, expected 1`}},
+		"version 0":                {launchtest.With("version: 0"), []string{`a.yaml:1: version: found 0, expected 1`}},
 		"nothing given": {
 			"{}", []string{
 				`a.yaml: version: missing, expected 1`,
@@ -415,7 +390,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"given, but empty": {
-			with("backend: libvirt", "kernel_hashes: ''", "qemu: {accel: '', binary: ''}", "host_profile: ''", "cpu: {guest_features: 0, model: ''}", "libvirt: {uri: ''}", "memory: 0K", "networks: [{type: user, mac: ''}]"),
+			launchtest.With("backend: libvirt", "kernel_hashes: ''", "qemu: {accel: '', binary: ''}", "host_profile: ''", "cpu: {guest_features: 0, model: ''}", "libvirt: {uri: ''}", "memory: 0K", "networks: [{type: user, mac: ''}]"),
 			[]string{
 				`a.yaml:11: qemu.binary: found "", expected a program's name, or an absolute path`,
 				`a.yaml:11: qemu.accel: found "", expected one of kvm, tcg`,
@@ -429,7 +404,7 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"enumerations": {
-			with("platform: sims", "backend: QEMU", "vtpm: {binding: '', pcr_bank: sha1}", "sim: {product: Venice}", "kernel_hashes: no"),
+			launchtest.With("platform: sims", "backend: QEMU", "vtpm: {binding: '', pcr_bank: sha1}", "sim: {product: Venice}", "kernel_hashes: no"),
 			[]string{
 				`a.yaml:3: platform: found "sims", nearest is "sim", expected snp or sim`,
 				`a.yaml:9: backend: found "QEMU", nearest is "qemu", expected qemu or libvirt`,
@@ -439,62 +414,62 @@ func TestSpecRefuses(t *testing.T) {
 				`a.yaml:11: sim.product: found "Venice", expected one of Milan, Genoa, Turin`,
 			},
 		},
-		"host profile without SVSM": {with("host_profile: kvm-bsp"), []string{`a.yaml:9: host_profile: found kvm-bsp without svsm.image, expected kvm: KVM measures every vCPU of a VM that OVMF starts`}},
-		"report version 4":          {with("sim: {report_version: 4}"), []string{`a.yaml:9: sim.report_version: found 4, expected 3 or 5`}},
-		"report version 2":          {with("sim: {report_version: 2}"), []string{`a.yaml:9: sim.report_version: found 2, expected 3 to 5`}},
+		"host profile without SVSM": {launchtest.With("host_profile: kvm-bsp"), []string{`a.yaml:9: host_profile: found kvm-bsp without svsm.image, expected kvm: KVM measures every vCPU of a VM that OVMF starts`}},
+		"report version 4":          {launchtest.With("sim: {report_version: 4}"), []string{`a.yaml:9: sim.report_version: found 4, expected 3 or 5`}},
+		"report version 2":          {launchtest.With("sim: {report_version: 2}"), []string{`a.yaml:9: sim.report_version: found 2, expected 3 to 5`}},
 		"sim on snp":                {snp("sim: {}"), []string{`a.yaml:9: sim: found on platform snp, expected only on platform sim`}},
 		"features with SVSM":        {snp("firmware: {}", "svsm: {image: i}", "cpu: {guest_features: 1}"), []string{`a.yaml:10: cpu.guest_features: found with svsm.image, expected nothing: the VMSA in the image says it`}},
 		"tcg on snp":                {snp("qemu: {accel: tcg}"), []string{`a.yaml:9: qemu.accel: found "tcg", expected kvm: SEV-SNP is KVM's`}},
 		"machine":                   {snp("qemu: {machine: 'q35,smm=on'}"), []string{`a.yaml:9: qemu.machine: found "q35,smm=on", expected q35, or a version of it such as pc-q35-10.0`}},
 		"program":                   {snp("qemu: {binary: ./qemu}"), []string{`a.yaml:9: qemu.binary: found "./qemu", expected a program's name, or an absolute path`}},
 		"C-08 program":              {snp("qemu: {binary: -x}"), []string{`a.yaml:9: qemu.binary: found "-x", expected a program's name, or an absolute path`}},
-		"libvirt without backend":   {with("libvirt: {}"), []string{`a.yaml:9: libvirt: found with backend qemu, expected only with backend libvirt`}},
-		"no firmware":               {with("firmware: {}"), []string{`a.yaml:4: firmware.path: missing, expected an OVMF image, or svsm.image that holds one`}},
+		"libvirt without backend":   {launchtest.With("libvirt: {}"), []string{`a.yaml:9: libvirt: found with backend qemu, expected only with backend libvirt`}},
+		"no firmware":               {launchtest.With("firmware: {}"), []string{`a.yaml:4: firmware.path: missing, expected an OVMF image, or svsm.image that holds one`}},
 		"two firmwares":             {snp("svsm: {image: i}"), []string{`a.yaml:4: firmware.path: found beside svsm.image, expected one of them: QEMU loads no firmware besides an IGVM file`}},
-		"empty path":                {with("firmware: {path: ''}"), []string{`a.yaml:4: firmware.path: found a path of 0 characters, expected 1 to 4095`}},
-		"long path":                 {with("kernel: /" + strings.Repeat("a", 4096)), []string{`a.yaml:5: kernel: found a path of 4097 characters, expected 1 to 4095`}},
+		"empty path":                {launchtest.With("firmware: {path: ''}"), []string{`a.yaml:4: firmware.path: found a path of 0 characters, expected 1 to 4095`}},
+		"long path":                 {launchtest.With("kernel: /" + strings.Repeat("a", 4096)), []string{`a.yaml:5: kernel: found a path of 4097 characters, expected 1 to 4095`}},
 		"no image":                  {snp("firmware: {}", "svsm: {}"), []string{`a.yaml:9: svsm.image: missing, expected a file's path`}},
 		"no kernel": {
 			"version: 1\nname: a\nplatform: sim\nfirmware: {path: f}\ninitrd: i\ncmdline: c\nkernel_hashes: on\n",
 			[]string{`a.yaml:5: initrd: found without a kernel`, `a.yaml:6: cmdline: found without a kernel`, `a.yaml:7: kernel_hashes: found on without a kernel`},
 		},
 		"hashes with IGVM":  {snp("firmware: {}", "svsm: {image: i}", "kernel_hashes: on"), []string{`a.yaml:10: kernel_hashes: found on with svsm.image, expected off: QEMU gives an IGVM file no hashes`}},
-		"long cmdline":      {with("cmdline: " + strings.Repeat("x", 2048)), []string{`a.yaml:7: cmdline: found 2048 bytes, expected at most 2047`}},
-		"I-23 cpu model":    {with("cpu: {model: EPYC-Milann}"), []string{`a.yaml:9: cpu.model: CPU model "EPYC-Milann": not an AMD model of QEMU 11.1; the nearest is "EPYC-Milan" (QEMU: unable to find CPU model 'EPYC-Milann'); or give cpu.signature`}},
-		"I-23 cpu host":     {with("cpu: {model: host}"), []string{`a.yaml:9: cpu.model: CPU model "host": its signature is that of the host's own processor; give it as a number; or give cpu.signature`}},
+		"long cmdline":      {launchtest.With("cmdline: " + strings.Repeat("x", 2048)), []string{`a.yaml:7: cmdline: found 2048 bytes, expected at most 2047`}},
+		"I-23 cpu model":    {launchtest.With("cpu: {model: EPYC-Milann}"), []string{`a.yaml:9: cpu.model: CPU model "EPYC-Milann": not an AMD model of QEMU 11.1; the nearest is "EPYC-Milan" (QEMU: unable to find CPU model 'EPYC-Milann'); or give cpu.signature`}},
+		"I-23 cpu host":     {launchtest.With("cpu: {model: host}"), []string{`a.yaml:9: cpu.model: CPU model "host": its signature is that of the host's own processor; give it as a number; or give cpu.signature`}},
 		"qemu64 on snp":     {snp("cpu: {model: qemu64}"), []string{`a.yaml:9: cpu.model: CPU model "qemu64": QEMU has it, but it is not an AMD model with SEV, and its signature is not known here; or give cpu.signature`}},
-		"cpu options":       {with("cpu: {model: 'EPYC,+x'}"), []string{`a.yaml:9: cpu.model: found "EPYC,+x", expected a CPU model's name without options`}},
-		"cpu signature":     {with("cpu: {signature: 0xa00f11}"), []string{`a.yaml:9: cpu.signature: found 0xa00f11, expected 0x800f12, the signature of EPYC-v4`}},
-		"cpu features":      {with("cpu: {guest_features: 0x20}"), []string{`a.yaml:9: cpu.guest_features: found 0x20, expected bit 0 (SNPActive) set`}},
-		"I-23 0 vCPUs":      {with("cpu: {count: 0}"), []string{`a.yaml:9: cpu.count: found 0, expected 1 to 512`}},
-		"I-23 513 vCPUs":    {with("cpu: {count: 513}"), []string{`a.yaml:9: cpu.count: found 513, expected 1 to 512`}},
-		"I-23 2^31 vCPUs":   {with("cpu: {count: 2147483648}"), []string{`a.yaml:9: cpu.count: found the number "2147483648": too large`}},
-		"policy, reserved":  {with("policy: 0x4030000"), []string{`a.yaml:9: policy: found 0x4030000: bits 63 to 26 are reserved, expected zero`}},
-		"policy, bit 17":    {with("policy: 0x10000"), []string{`a.yaml:9: policy: found 0x10000: bit 17 is reserved, expected one: 0x30000`}},
-		"policy, zero":      {with("policy: 0"), []string{`a.yaml:9: policy: found 0x0: bit 17 is reserved, expected one: 0x20000`}},
-		"policy, abi":       {with("policy: {abi_major: 256}"), []string{`a.yaml:9: policy.abi_major: found 256, expected 0 to 255`}},
-		"ID block, no key":  {with("id_block: {svn: 1}"), []string{`a.yaml:9: id_block.id_key: missing, expected a private key, or block and auth`}},
-		"ID block, half":    {with("id_block: {block: b}"), []string{`a.yaml:9: id_block: found one of block and auth, expected both`}},
-		"ID block, auth":    {with("id_block: {auth: a}"), []string{`a.yaml:9: id_block: found one of block and auth, expected both`}},
-		"ID block, and key": {with("id_block: {block: b, auth: a, id_key: k}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
-		"ID block, author":  {with("id_block: {block: b, auth: a, author_key: k}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
-		"ID block, family":  {with("id_block: {block: b, auth: a, family_id: " + strings.Repeat("00", 16) + "}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
-		"ID block, image":   {with("id_block: {block: b, auth: a, image_id: " + strings.Repeat("00", 16) + "}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
-		"device plane":      {with("firmware: {}", "svsm: {image: i, device_plane: true}"), []string{`a.yaml:9: svsm.device_plane: found on platform sim, expected only on platform snp: the simulated SVSM has no devices`}},
-		"ID block, both":    {with("id_block: {block: b, auth: a, svn: 1}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
+		"cpu options":       {launchtest.With("cpu: {model: 'EPYC,+x'}"), []string{`a.yaml:9: cpu.model: found "EPYC,+x", expected a CPU model's name without options`}},
+		"cpu signature":     {launchtest.With("cpu: {signature: 0xa00f11}"), []string{`a.yaml:9: cpu.signature: found 0xa00f11, expected 0x800f12, the signature of EPYC-v4`}},
+		"cpu features":      {launchtest.With("cpu: {guest_features: 0x20}"), []string{`a.yaml:9: cpu.guest_features: found 0x20, expected bit 0 (SNPActive) set`}},
+		"I-23 0 vCPUs":      {launchtest.With("cpu: {count: 0}"), []string{`a.yaml:9: cpu.count: found 0, expected 1 to 512`}},
+		"I-23 513 vCPUs":    {launchtest.With("cpu: {count: 513}"), []string{`a.yaml:9: cpu.count: found 513, expected 1 to 512`}},
+		"I-23 2^31 vCPUs":   {launchtest.With("cpu: {count: 2147483648}"), []string{`a.yaml:9: cpu.count: found the number "2147483648": too large`}},
+		"policy, reserved":  {launchtest.With("policy: 0x4030000"), []string{`a.yaml:9: policy: found 0x4030000: bits 63 to 26 are reserved, expected zero`}},
+		"policy, bit 17":    {launchtest.With("policy: 0x10000"), []string{`a.yaml:9: policy: found 0x10000: bit 17 is reserved, expected one: 0x30000`}},
+		"policy, zero":      {launchtest.With("policy: 0"), []string{`a.yaml:9: policy: found 0x0: bit 17 is reserved, expected one: 0x20000`}},
+		"policy, abi":       {launchtest.With("policy: {abi_major: 256}"), []string{`a.yaml:9: policy.abi_major: found 256, expected 0 to 255`}},
+		"ID block, no key":  {launchtest.With("id_block: {svn: 1}"), []string{`a.yaml:9: id_block.id_key: missing, expected a private key, or block and auth`}},
+		"ID block, half":    {launchtest.With("id_block: {block: b}"), []string{`a.yaml:9: id_block: found one of block and auth, expected both`}},
+		"ID block, auth":    {launchtest.With("id_block: {auth: a}"), []string{`a.yaml:9: id_block: found one of block and auth, expected both`}},
+		"ID block, and key": {launchtest.With("id_block: {block: b, auth: a, id_key: k}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
+		"ID block, author":  {launchtest.With("id_block: {block: b, auth: a, author_key: k}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
+		"ID block, family":  {launchtest.With("id_block: {block: b, auth: a, family_id: " + strings.Repeat("00", 16) + "}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
+		"ID block, image":   {launchtest.With("id_block: {block: b, auth: a, image_id: " + strings.Repeat("00", 16) + "}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
+		"device plane":      {launchtest.With("firmware: {}", "svsm: {image: i, device_plane: true}"), []string{`a.yaml:9: svsm.device_plane: found on platform sim, expected only on platform snp: the simulated SVSM has no devices`}},
+		"ID block, both":    {launchtest.With("id_block: {block: b, auth: a, svn: 1}"), []string{`a.yaml:9: id_block: found keys or ids beside a ready-made block, expected one way or the other`}},
 		"disks": {
-			with("disks: [{path: a}, {format: vmdk, path: b}, {format: raw, path: a}]"),
+			launchtest.With("disks: [{path: a}, {format: vmdk, path: b}, {format: raw, path: a}]"),
 			[]string{
 				`a.yaml:9: disks[0].format: missing, expected qcow2 or raw`,
 				`a.yaml:9: disks[1].format: found "vmdk", expected one of qcow2, raw`,
 				`a.yaml:9: disks[2].path: found the image of disks[0] again: two disks cannot share an image that one of them writes`,
 			},
 		},
-		"17 disks": {with("disks: [" + strings.Repeat("{path: a, format: raw, readonly: true}, ", 17) + "]"), []string{`a.yaml:9: disks: found 17, expected at most 16`}},
-		"65 PCRs":  {with("attestation: {pcrs: [" + strings.Repeat("1,", 65) + "]}"), []string{`a.yaml:9: attestation.pcrs: found 65 values, expected at most 64`}},
-		"no PCRs":  {with("attestation: {pcrs: []}"), []string{`a.yaml:9: attestation.pcrs: found an empty list, expected at least one value`}},
+		"17 disks": {launchtest.With("disks: [" + strings.Repeat("{path: a, format: raw, readonly: true}, ", 17) + "]"), []string{`a.yaml:9: disks: found 17, expected at most 16`}},
+		"65 PCRs":  {launchtest.With("attestation: {pcrs: [" + strings.Repeat("1,", 65) + "]}"), []string{`a.yaml:9: attestation.pcrs: found 65 values, expected at most 64`}},
+		"no PCRs":  {launchtest.With("attestation: {pcrs: []}"), []string{`a.yaml:9: attestation.pcrs: found an empty list, expected at least one value`}},
 		"networks": {
-			with("networks: [{}, {type: vde}, {type: user, bridge: br0}, {type: bridge, forwards: [{host_port: 1, guest_port: 1}]}, {type: tap, mac: '01:00:00:00:00:00'}]"),
+			launchtest.With("networks: [{}, {type: vde}, {type: user, bridge: br0}, {type: bridge, forwards: [{host_port: 1, guest_port: 1}]}, {type: tap, mac: '01:00:00:00:00:00'}]"),
 			[]string{
 				`a.yaml:9: networks[0].type: missing, expected user, bridge or tap`,
 				`a.yaml:9: networks[1].type: found "vde", expected one of user, bridge, tap`,
@@ -506,21 +481,21 @@ func TestSpecRefuses(t *testing.T) {
 			},
 		},
 		"C-07 interface names": {
-			with("networks: [{type: bridge, bridge: 'br0,x=y'}, {type: tap, device: abcdefghijklmnop}]"),
+			launchtest.With("networks: [{type: bridge, bridge: 'br0,x=y'}, {type: tap, device: abcdefghijklmnop}]"),
 			[]string{
 				`a.yaml:9: networks[0].bridge: found "br0,x=y", expected the name of a network interface: at most 15 letters, digits, dots, hyphens and underscores`,
 				`a.yaml:9: networks[1].device: found "abcdefghijklmnop", expected the name of a network interface: at most 15 letters, digits, dots, hyphens and underscores`,
 			},
 		},
 		"network conflicts": {
-			with("networks: [{type: user, mac: '52:54:00:00:00:01', forwards: [{host_port: 80, guest_port: 1}, {host_port: 80, guest_port: 2}]}, {type: user, mac: '52:54:00:00:00:01'}]"),
+			launchtest.With("networks: [{type: user, mac: '52:54:00:00:00:01', forwards: [{host_port: 80, guest_port: 1}, {host_port: 80, guest_port: 2}]}, {type: user, mac: '52:54:00:00:00:01'}]"),
 			[]string{
 				`a.yaml:9: networks[0].forwards[1].host_port: found 80, already taken by networks[0].forwards[0]`,
 				`a.yaml:9: networks[1].mac: found the address of networks[0] again`,
 			},
 		},
 		"forwards": {
-			with("networks: [{type: user, forwards: [{host_port: 0, guest_port: 65536, protocol: sctp}, {}]}]"),
+			launchtest.With("networks: [{type: user, forwards: [{host_port: 0, guest_port: 65536, protocol: sctp}, {}]}]"),
 			[]string{
 				`a.yaml:9: networks[0].forwards[0].protocol: found "sctp", nearest is "tcp", expected tcp or udp`,
 				`a.yaml:9: networks[0].forwards[0].host_port: found 0, expected 1 to 65535`,
@@ -529,28 +504,28 @@ func TestSpecRefuses(t *testing.T) {
 				`a.yaml:9: networks[0].forwards[1].guest_port: missing, expected 1 to 65535`,
 			},
 		},
-		"vsock":             {with("vsock: {cid: 2}"), []string{`a.yaml:9: vsock.cid: found 2, expected 3 to 4294967294`}},
-		"large cid":         {with("vsock: {cid: 0xffffffff}"), []string{`a.yaml:9: vsock.cid: found 4294967295, expected 3 to 4294967294`}},
-		"no cid":            {with("vsock: {}"), []string{`a.yaml:9: vsock.cid: missing, expected 3 to 4294967294`}},
-		"agent, no device":  {with("agent: {transport: vsock}"), []string{`a.yaml:9: agent.transport: found vsock without a vsock device, expected vsock.cid`}},
-		"agent, no network": {with("agent: {transport: tcp, address: 'h:1'}"), []string{`a.yaml:9: agent.transport: found tcp without a network card, expected networks`}},
-		"agent, no address": {with("networks: [{type: user}]", "agent: {transport: tcp}"), []string{`a.yaml:10: agent.address: found "", expected HOST:PORT`}},
-		"agent, port 0":     {with("networks: [{type: user}]", "agent: {transport: tcp, address: 'h:0'}"), []string{`a.yaml:10: agent.address: found "h:0", expected HOST:PORT`}},
-		"agent, no host":    {with("networks: [{type: user}]", "agent: {transport: tcp, address: ':80'}"), []string{`a.yaml:10: agent.address: found ":80", expected HOST:PORT`}},
+		"vsock":             {launchtest.With("vsock: {cid: 2}"), []string{`a.yaml:9: vsock.cid: found 2, expected 3 to 4294967294`}},
+		"large cid":         {launchtest.With("vsock: {cid: 0xffffffff}"), []string{`a.yaml:9: vsock.cid: found 4294967295, expected 3 to 4294967294`}},
+		"no cid":            {launchtest.With("vsock: {}"), []string{`a.yaml:9: vsock.cid: missing, expected 3 to 4294967294`}},
+		"agent, no device":  {launchtest.With("agent: {transport: vsock}"), []string{`a.yaml:9: agent.transport: found vsock without a vsock device, expected vsock.cid`}},
+		"agent, no network": {launchtest.With("agent: {transport: tcp, address: 'h:1'}"), []string{`a.yaml:9: agent.transport: found tcp without a network card, expected networks`}},
+		"agent, no address": {launchtest.With("networks: [{type: user}]", "agent: {transport: tcp}"), []string{`a.yaml:10: agent.address: found "", expected HOST:PORT`}},
+		"agent, port 0":     {launchtest.With("networks: [{type: user}]", "agent: {transport: tcp, address: 'h:0'}"), []string{`a.yaml:10: agent.address: found "h:0", expected HOST:PORT`}},
+		"agent, no host":    {launchtest.With("networks: [{type: user}]", "agent: {transport: tcp, address: ':80'}"), []string{`a.yaml:10: agent.address: found ":80", expected HOST:PORT`}},
 		"agent, no use": {
-			with("agent: {address: 'h:1', port: 7}"),
+			launchtest.With("agent: {address: 'h:1', port: 7}"),
 			[]string{`a.yaml:9: agent.address: found for transport virtio-serial, expected only for tcp`, `a.yaml:9: agent.port: found for transport virtio-serial, expected only for vsock`},
 		},
-		"PCRs":         {with("attestation: {pcrs: [24, 4, 9, 4]}"), []string{`a.yaml:9: attestation.pcrs[3]: found 24, expected 0 to 23`, `a.yaml:9: attestation.pcrs: found PCR 4 twice`}},
-		"PCRs, 4":      {with("attestation: {pcrs: [0, 9]}"), []string{`a.yaml:9: attestation.pcrs: found no PCR 4, expected 4 and 9 with a kernel: they hold kernel, initrd and command line`}},
-		"PCRs, 9":      {with("kernel_hashes: off", "attestation: {pcrs: [4]}"), []string{`a.yaml:10: attestation.pcrs: found no PCR 9, expected 4 and 9 with a kernel: they hold kernel, initrd and command line`}},
-		"C-05 dots":    {with("name: ../x"), []string{`a.yaml:2: name: found "../x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 slash":   {with("name: /x"), []string{`a.yaml:2: name: found "/x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 tilde":   {with("name: '~x'"), []string{`a.yaml:2: name: found "~x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 percent": {with("name: '%x'"), []string{`a.yaml:2: name: found "%x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 colon":   {with("name: 'a:b'"), []string{`a.yaml:2: name: found "a:b", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-08 hyphen":  {with("name: -x"), []string{`a.yaml:2: name: found "-x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 long":    {with("name: " + strings.Repeat("a", 64)), []string{`a.yaml:2: name: found "` + strings.Repeat("a", 64) + `", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"PCRs":         {launchtest.With("attestation: {pcrs: [24, 4, 9, 4]}"), []string{`a.yaml:9: attestation.pcrs[3]: found 24, expected 0 to 23`, `a.yaml:9: attestation.pcrs: found PCR 4 twice`}},
+		"PCRs, 4":      {launchtest.With("attestation: {pcrs: [0, 9]}"), []string{`a.yaml:9: attestation.pcrs: found no PCR 4, expected 4 and 9 with a kernel: they hold kernel, initrd and command line`}},
+		"PCRs, 9":      {launchtest.With("kernel_hashes: off", "attestation: {pcrs: [4]}"), []string{`a.yaml:10: attestation.pcrs: found no PCR 9, expected 4 and 9 with a kernel: they hold kernel, initrd and command line`}},
+		"C-05 dots":    {launchtest.With("name: ../x"), []string{`a.yaml:2: name: found "../x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 slash":   {launchtest.With("name: /x"), []string{`a.yaml:2: name: found "/x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 tilde":   {launchtest.With("name: '~x'"), []string{`a.yaml:2: name: found "~x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 percent": {launchtest.With("name: '%x'"), []string{`a.yaml:2: name: found "%x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 colon":   {launchtest.With("name: 'a:b'"), []string{`a.yaml:2: name: found "a:b", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-08 hyphen":  {launchtest.With("name: -x"), []string{`a.yaml:2: name: found "-x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 long":    {launchtest.With("name: " + strings.Repeat("a", 64)), []string{`a.yaml:2: name: found "` + strings.Repeat("a", 64) + `", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
 		"not YAML":     {"version: 1\nname: [a\n", []string{`a.yaml:1: not YAML: did not find expected ',' or ']'`}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -583,7 +558,7 @@ func TestSpecManyProblems(t *testing.T) {
 
 // TestSpecUnreadable: what cannot be read to its end is not taken for a whole.
 func TestSpecUnreadable(t *testing.T) {
-	r := io.MultiReader(strings.NewReader(demo), iotest.ErrReader(io.ErrUnexpectedEOF))
+	r := io.MultiReader(strings.NewReader(launchtest.Demo), iotest.ErrReader(io.ErrUnexpectedEOF))
 	if s, err := LoadSpec(r, "a.yaml"); s != nil || !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("found %v and error %v, expected the reader's error", s, err)
 	}
@@ -665,7 +640,7 @@ func TestC01Bombs(t *testing.T) {
 		"complex keys":     fill("? "),
 		"deep mapping":     deepMapping(300),
 		"comments":         fill("#\n"),
-		"comment lines":    demo + fill(" # x\n")[:maxSpecBytes-len(demo)-2] + "\n}",
+		"comment lines":    launchtest.Demo + fill(" # x\n")[:maxSpecBytes-len(launchtest.Demo)-2] + "\n}",
 		"anchors":          fill("&a "),
 		"tags":             fill("! "),
 		"aliases":          "x: &a b\ny: [" + fill("*a,")[:maxSpecBytes-64] + "*a]\n",
@@ -868,7 +843,7 @@ func TestC12Owner(t *testing.T) {
 		t.Skip("files have no mode here")
 	}
 	path := filepath.Join(t.TempDir(), "a.yaml")
-	if err := os.WriteFile(path, []byte(demo), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(launchtest.Demo), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := ReadSpec(path, SpecFileOptions{}); err != nil {
@@ -899,7 +874,7 @@ func TestC12Owner(t *testing.T) {
 func TestReadSpecPaths(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.yaml")
-	if err := os.WriteFile(path, []byte(with("kernel: ~/k", "initrd: $HOME/i")), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(launchtest.With("kernel: ~/k", "initrd: $HOME/i")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s, err := ReadSpec(path, SpecFileOptions{})
@@ -939,7 +914,7 @@ func TestReadSpecBackend(t *testing.T) {
 		"not another's":        {nil, "xen", "", 30 * time.Second, "backend: found \"xen\""},
 	} {
 		dir := t.TempDir()
-		path := write(t, filepath.Join(dir, "a.yaml"), []byte(with(c.lines...)))
+		path := launchtest.Write(t, filepath.Join(dir, "a.yaml"), []byte(launchtest.With(c.lines...)))
 		s, err := ReadSpec(path, SpecFileOptions{Backend: c.backend})
 		if c.err != "" || err != nil {
 			if err == nil || c.err == "" || !strings.Contains(err.Error(), c.err) {

@@ -81,6 +81,9 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // Its text form is a hexadecimal number such as 0x30000.
 type Policy uint64
 
+// ABI is the lowest version of the AMD-SP's ABI that the guest runs under.
+func (p Policy) ABI() (major, minor uint8) { return uint8(p >> policyABIMajor), uint8(p) }
+
 // DefaultPolicy allows SMT and nothing else: what QEMU takes by default.
 const DefaultPolicy Policy = 1<<policyReservedOne | 1<<policySMT
 

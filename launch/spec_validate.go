@@ -3,7 +3,6 @@ package launch
 import (
 	"fmt"
 	"net"
-	"net/url"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -13,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/evtpm/evtpm/launch/libvirtd"
 	"github.com/evtpm/evtpm/measure"
 )
 
@@ -197,30 +197,9 @@ func (s *Spec) checkPlatform(p *problems) {
 		}
 		return
 	}
-	if !goodLibvirtURI(s.Libvirt.URI) {
-		p.add("libvirt.uri", "found %q, expected qemu:///system, qemu:///session or qemu+ssh://[USER@]HOST[:PORT]/system, without parameters", clip(s.Libvirt.URI))
+	if _, err := libvirtd.ParseURI(s.Libvirt.URI); err != nil {
+		p.add("libvirt.uri", "found %q, %v", clip(s.Libvirt.URI), err)
 	}
-}
-
-// goodLibvirtURI takes URIs that lead to a QEMU driver and say nothing else:
-// libvirt's parameters can name commands to run.
-func goodLibvirtURI(text string) bool {
-	u, err := url.Parse(text)
-	if err != nil || u.RawQuery != "" || u.Fragment != "" {
-		return false
-	}
-	if u.Path != "/system" && u.Path != "/session" {
-		return false
-	}
-	switch u.Scheme {
-	case "qemu", "qemu+unix":
-		return u.Host == "" && u.User == nil
-	case "qemu+ssh":
-		_, password := u.User.Password()
-		// ssh would take a hyphen for an option.
-		return u.Hostname() != "" && u.Hostname()[0] != '-' && !strings.HasPrefix(u.User.Username(), "-") && !password
-	}
-	return false
 }
 
 func (s *Spec) checkBoot(p *problems) {

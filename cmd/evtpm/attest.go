@@ -11,7 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/evtpm/evtpm/attest"
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 func attestCommand(u *ui) *cli.Command {
@@ -40,7 +40,7 @@ func attestCommand(u *ui) *cli.Command {
 				withClass(attest.ClassTimeout, fmt.Errorf("no end within %v", c.Duration("timeout"))))
 			defer cancel()
 			doc := attestDoc{Schema: "evtpm.attest/v1"}
-			var out *launch.Outcome
+			var out *machine.Outcome
 			if c.IsSet("connect") {
 				out, err = u.attestDirect(ctx, c)
 			} else {
@@ -93,11 +93,11 @@ func onlyWithConnect(c *cli.Context) error {
 }
 
 // attestDirect makes the challenge itself.
-func (u *ui) attestDirect(ctx context.Context, c *cli.Context) (*launch.Outcome, error) {
+func (u *ui) attestDirect(ctx context.Context, c *cli.Context) (*machine.Outcome, error) {
 	if c.NArg() > 0 {
 		return nil, fmt.Errorf("--connect: found argument %q, expected none", c.Args().First())
 	}
-	address, err := launch.ParseAgentAddress(c.String("connect"))
+	address, err := machine.ParseAgentAddress(c.String("connect"))
 	if err != nil {
 		return nil, fmt.Errorf("--connect: %w", err)
 	}
@@ -132,11 +132,11 @@ func (u *ui) attestDirect(ctx context.Context, c *cli.Context) (*launch.Outcome,
 		return nil, err
 	}
 	raw, err := json.MarshalIndent(o.Live.Evidence, "", "  ")
-	return &launch.Outcome{Verdict: v, Evidence: raw}, err
+	return &machine.Outcome{Verdict: v, Evidence: raw}, err
 }
 
 // challengeAgent connects to an agent and challenges it.
-func challengeAgent(ctx context.Context, address launch.AgentAddress, o attest.ChallengeOptions) (*attest.Session, error) {
+func challengeAgent(ctx context.Context, address machine.AgentAddress, o attest.ChallengeOptions) (*attest.Session, error) {
 	conn, err := address.Dial(ctx)
 	if err != nil {
 		return nil, err

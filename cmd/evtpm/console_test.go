@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/evtpm/evtpm/attest"
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 func filtered(t testing.TB, parts ...string) string {
@@ -110,10 +110,10 @@ func TestConsole(t *testing.T) {
 func TestPsTable(t *testing.T) {
 	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	var out bytes.Buffer
-	psTable(&out, []launch.Record{
-		{Name: "a", Platform: "sim", State: launch.StateTrusted, Running: true, Created: now.Add(-90 * time.Second), Verdict: &launch.VerdictSummary{Result: attest.ResultTrusted}},
-		{Name: "b", Platform: "snp", State: launch.StateRefused, Running: true, Created: now, Verdict: &launch.VerdictSummary{Result: attest.ResultRefused, Reasons: []string{"vmpl-not-zero", "x"}}},
-		{Name: "c", State: launch.StateDead, Reason: "gone\x1b[2J\nmore"},
+	psTable(&out, []machine.Record{
+		{Name: "a", Platform: "sim", State: machine.StateTrusted, Running: true, Created: now.Add(-90 * time.Second), Verdict: &machine.VerdictSummary{Result: attest.ResultTrusted}},
+		{Name: "b", Platform: "snp", State: machine.StateRefused, Running: true, Created: now, Verdict: &machine.VerdictSummary{Result: attest.ResultRefused, Reasons: []string{"vmpl-not-zero", "x"}}},
+		{Name: "c", State: machine.StateDead, Reason: "gone\x1b[2J\nmore"},
 	}, now)
 	want := `NAME  STATE             PLATFORM  VERDICT                 AGE    NOTE
 a     trusted           sim       trusted (SIMULATED)     1m30s  

@@ -9,6 +9,7 @@ import (
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/doctor"
 )
 
 func doctorCommand(u *ui) *cli.Command {
@@ -47,7 +48,7 @@ func doctorCommand(u *ui) *cli.Command {
 }
 
 // doctor examines the host.
-func (u *ui) doctor(c *cli.Context) (*launch.DoctorReport, error) {
+func (u *ui) doctor(c *cli.Context) (*doctor.Report, error) {
 	if n := c.NArg(); n > 1 {
 		return nil, fmt.Errorf("doctor: found %d arguments, expected at most one: a spec", n)
 	}
@@ -58,27 +59,27 @@ func (u *ui) doctor(c *cli.Context) (*launch.DoctorReport, error) {
 			return nil, err
 		}
 	}
-	o := launch.DoctorOptions{RuntimeDir: u.runtimeDir()}
+	o := doctor.Options{RuntimeDir: u.runtimeDir()}
 	if o.Home, err = u.runDir(); err != nil {
 		return nil, err
 	}
 	if o.StateDir, err = u.stateDir(); err != nil {
 		return nil, err
 	}
-	return launch.Doctor(c.Context, spec, o)
+	return doctor.Examine(c.Context, spec, o)
 }
 
 // diagnosis tells people what was found: a line a thing, what is needed and the
 // next step where something is missing, and the conclusion last.
-func (u *ui) diagnosis(r *launch.DoctorReport) {
+func (u *ui) diagnosis(r *doctor.Report) {
 	m := u.marks()
-	signs := map[launch.DoctorStatus]string{launch.DoctorOK: m.passed, launch.DoctorWarn: "warn", launch.DoctorFail: m.failed}
+	signs := map[doctor.Status]string{doctor.OK: m.passed, doctor.Warn: "warn", doctor.Fail: m.failed}
 	if m == terminalMarks {
-		signs[launch.DoctorWarn] = "!"
+		signs[doctor.Warn] = "!"
 	}
 	for _, f := range r.Findings {
 		u.say("%s %s: %s", signs[f.Status], f.Name, printable(f.Found))
-		if f.Status != launch.DoctorOK {
+		if f.Status != doctor.OK {
 			u.values("     ", "needed ", f.Needed)
 			u.values("     ", "fix    ", f.Fix)
 		}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 func eventsCommand(u *ui) *cli.Command {
@@ -34,7 +34,7 @@ func eventsCommand(u *ui) *cli.Command {
 				return err
 			}
 			return u.followLog(c.Context, h, name, "events.jsonl", c.Bool("follow"), func(line []byte) error {
-				var e launch.Event
+				var e machine.Event
 				if err := json.Unmarshal(line, &e); err != nil {
 					// Cut short when the supervisor was killed.
 					u.warn("an event that cannot be read: %v", err)

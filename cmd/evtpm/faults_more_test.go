@@ -22,6 +22,7 @@ import (
 
 	"github.com/evtpm/evtpm/attest/evidence"
 	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
 	"github.com/evtpm/evtpm/qmp"
 )
@@ -137,7 +138,7 @@ func TestFaultNextLaunchCleansUp(t *testing.T) {
 		},
 	} {
 		how()
-		if state := r.state1(); state == launch.StateTrusted {
+		if state := r.state1(); state == machine.StateTrusted {
 			t.Errorf("a machine that was ended is %s", state)
 		}
 		if code, said := r.evtpm("launch", r.spec); code != 0 {
@@ -152,7 +153,7 @@ func TestFaultNextLaunchCleansUp(t *testing.T) {
 func TestFaultL31_NothingGrows(t *testing.T) {
 	need(t, "swtpm")
 	r := mustRig(t, fakeSettings{Mode: "die"}, "")
-	home, err := launch.OpenHome(r.home)
+	home, err := machine.OpenHome(r.home)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,11 +168,11 @@ func TestFaultL31_NothingGrows(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer plan.Close()
-		_, err = launch.Start(ctx, plan, launch.StartOptions{
+		_, err = machine.Start(ctx, plan, machine.StartOptions{
 			Home: home, StateDir: r.state, Supervise: []string{filepath.Join(r.dir, "evtpm"), "supervise"},
 		})
-		var pe *launch.PhaseError
-		if !errors.As(err, &pe) || pe.Phase != launch.PhaseStart || !strings.Contains(err.Error(), "Cannot allocate memory") {
+		var pe *machine.PhaseError
+		if !errors.As(err, &pe) || pe.Phase != machine.PhaseStart || !strings.Contains(err.Error(), "Cannot allocate memory") {
 			t.Fatalf("launch: %v, expected QEMU's own words", err)
 		}
 	}
@@ -205,7 +206,7 @@ func TestFaultPsTellsTheTruth(t *testing.T) {
 	need(t, "swtpm")
 	r := mustRig(t, fakeSettings{}, "")
 	n := howMany(15, 200)
-	seen := map[launch.State]int{}
+	seen := map[machine.State]int{}
 	for range n {
 		cmd := r.command("launch", r.spec)
 		if err := cmd.Start(); err != nil {
@@ -236,13 +237,13 @@ func TestFaultPsTellsTheTruth(t *testing.T) {
 }
 
 // settle waits until what ps says is so.
-func (r *rig) settle() (state launch.State, truth bool) {
+func (r *rig) settle() (state machine.State, truth bool) {
 	for deadline := time.Now().Add(endWait); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		state = r.state1()
 		switch runs := r.pid("qemu") != 0 && r.pid("swtpm") != 0 && r.pid("supervisor") != 0; state {
-		case launch.StateTrusted:
+		case machine.StateTrusted:
 			truth = runs
-		case "", launch.StateDead, launch.StateFailed, launch.StateStopped:
+		case "", machine.StateDead, machine.StateFailed, machine.StateStopped:
 			truth = len(r.processes()) == 0
 		}
 		if truth {
@@ -378,7 +379,7 @@ func TestFaultL16_ManyMachines(t *testing.T) {
 	}
 	wg.Wait()
 	up := time.Since(began)
-	home, err := launch.OpenHome(r.home)
+	home, err := machine.OpenHome(r.home)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +388,7 @@ func TestFaultL16_ManyMachines(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, m := range machines {
-		if m.State != launch.StateBooting || !m.Running {
+		if m.State != machine.StateBooting || !m.Running {
 			t.Errorf("%s is %s: %s", m.Name, m.State, m.Reason)
 		}
 	}
@@ -444,7 +445,7 @@ func TestFaultL10_ResetRestarts(t *testing.T) {
 	if code, said := r.evtpm("launch", r.spec); code != 0 {
 		t.Fatal(said)
 	}
-	home, err := launch.OpenHome(r.home)
+	home, err := machine.OpenHome(r.home)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -471,21 +472,21 @@ func TestFaultL10_ResetRestarts(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(r.dir, "reboot"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		seen := map[launch.State]bool{}
+		seen := map[machine.State]bool{}
 		for deadline := time.Now().Add(endWait); ; time.Sleep(2 * time.Millisecond) {
 			m, err := home.Status(context.Background(), "m")
 			if err != nil {
 				t.Fatal(err)
 			}
 			seen[m.State] = true
-			if m.Boots == boot+1 && m.State == launch.StateTrusted {
+			if m.Boots == boot+1 && m.State == machine.StateTrusted {
 				break
 			}
-			if m.Boots > boot && m.State != launch.StateNotAttested || time.Now().After(deadline) {
+			if m.Boots > boot && m.State != machine.StateNotAttested || time.Now().After(deadline) {
 				t.Fatalf("boot %d: %s: %s; seen %v", m.Boots, m.State, m.Reason, seen)
 			}
 		}
-		if !seen[launch.StateNotAttested] || r.pid("supervisor") == supervisor || len(r.processes()) != 3 {
+		if !seen[machine.StateNotAttested] || r.pid("supervisor") == supervisor || len(r.processes()) != 3 {
 			t.Errorf("states seen: %v; supervisor %d; these run: %v", seen, supervisor, r.processes())
 		}
 		if code, said := r.evtpm("attest", "m"); code != 0 {
@@ -502,12 +503,12 @@ func TestFaultL10_ResetRestarts(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(r.dir, "reboot"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(endWait); r.state1() != launch.StateStopped && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(endWait); r.state1() != machine.StateStopped && time.Now().Before(deadline); {
 		if code, said := r.evtpm("stop", "m"); code != 0 {
 			t.Errorf("stop: %s", said)
 		}
 	}
-	if left := r.gone(endWait); len(left) > 0 || r.state1() != launch.StateStopped {
+	if left := r.gone(endWait); len(left) > 0 || r.state1() != machine.StateStopped {
 		t.Errorf("after stop the machine is %s, and these run: %v", r.state1(), left)
 	}
 	r.evtpm("rm", "m")
@@ -528,7 +529,7 @@ func TestFaultRefused(t *testing.T) {
 			t.Errorf("exit code %d, expected 5:\n%s", code, said)
 		}
 		kept := onRefused == "keep"
-		if state := r.state1(); state != launch.StateRefused || (r.pid("qemu") != 0) != kept {
+		if state := r.state1(); state != machine.StateRefused || (r.pid("qemu") != 0) != kept {
 			t.Errorf("on_refused %s: state %s, processes %v", onRefused, state, r.processes())
 		}
 		if code, said := r.evtpm("attest", "m"); kept && code != 5 || !kept && code != 8 {

@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
 	"github.com/evtpm/evtpm/snpsim"
 )
@@ -512,12 +512,12 @@ func (f fault) after(r *rig, res *faultResult, problem func(string, ...any)) {
 	launched := res.code == 0 && !slices.Contains(f.flags, "--rm")
 	if launched {
 		state := r.state1()
-		want := map[string][]launch.State{
-			"kill-qemu": {launch.StateFailed}, "kill-swtpm": {launch.StateFailed}, "kill-supervisor": {launch.StateDead},
-			"kill-qemu,swtpm,supervisor": {launch.StateDead}, "stop-supervisor": {launch.StateUnresponsive},
+		want := map[string][]machine.State{
+			"kill-qemu": {machine.StateFailed}, "kill-swtpm": {machine.StateFailed}, "kill-supervisor": {machine.StateDead},
+			"kill-qemu,swtpm,supervisor": {machine.StateDead}, "stop-supervisor": {machine.StateUnresponsive},
 		}[f.what]
 		if want == nil {
-			want = []launch.State{launch.StateTrusted}
+			want = []machine.State{machine.StateTrusted}
 		}
 		for deadline := time.Now().Add(endWait); !slices.Contains(want, state) && time.Now().Before(deadline); state = r.state1() {
 			time.Sleep(10 * time.Millisecond)
@@ -549,8 +549,8 @@ func (f fault) after(r *rig, res *faultResult, problem func(string, ...any)) {
 }
 
 // state1 is the state of the rig's machine; empty when there is none.
-func (r *rig) state1() launch.State {
-	home, err := launch.OpenHome(r.home)
+func (r *rig) state1() machine.State {
+	home, err := machine.OpenHome(r.home)
 	if err != nil {
 		return ""
 	}

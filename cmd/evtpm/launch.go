@@ -16,6 +16,7 @@ import (
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 func launchCommand(u *ui) *cli.Command {
@@ -84,34 +85,34 @@ type launching struct {
 
 // launchDoc is what -o json prints.
 type launchDoc struct {
-	Schema   string          `json:"schema"`
-	Name     string          `json:"name,omitempty"`
-	Platform string          `json:"platform,omitempty"`
-	State    launch.State    `json:"state,omitempty"`
-	Timings  []launch.Timing `json:"timings"`
-	Golden   json.RawMessage `json:"golden,omitempty"`
-	Verdict  *attest.Verdict `json:"verdict,omitempty"`
+	Schema   string           `json:"schema"`
+	Name     string           `json:"name,omitempty"`
+	Platform string           `json:"platform,omitempty"`
+	State    machine.State    `json:"state,omitempty"`
+	Timings  []machine.Timing `json:"timings"`
+	Golden   json.RawMessage  `json:"golden,omitempty"`
+	Verdict  *attest.Verdict  `json:"verdict,omitempty"`
 	// Evidence is the path of the saved evidence; empty after --rm.
 	Evidence string       `json:"evidence,omitempty"`
 	Error    *launchError `json:"error,omitempty"`
 }
 
 type launchError struct {
-	Phase   launch.Phase `json:"phase,omitempty"`
-	Class   int          `json:"class"`
-	Message string       `json:"message"`
+	Phase   machine.Phase `json:"phase,omitempty"`
+	Class   int           `json:"class"`
+	Message string        `json:"message"`
 }
 
 const launchSchema = "evtpm.launch/v1"
 
 func (l *launching) run(ctx context.Context, path string) error {
-	l.doc = launchDoc{Schema: launchSchema, Timings: []launch.Timing{}}
+	l.doc = launchDoc{Schema: launchSchema, Timings: []machine.Timing{}}
 	err := l.launch(ctx, path)
 	if l.json {
 		var silent errSilent
 		if err != nil && !errors.As(err, &silent) {
 			l.doc.Error = &launchError{Class: exitCode(err), Message: err.Error()}
-			var pe *launch.PhaseError
+			var pe *machine.PhaseError
 			if errors.As(err, &pe) {
 				l.doc.Error.Phase = pe.Phase
 			}
@@ -140,15 +141,15 @@ func (l *launching) launch(ctx context.Context, path string) error {
 	if l.doc.Golden, err = plan.Golden.Encode(); err != nil {
 		return err
 	}
-	l.event(launch.Event{
-		Elapsed: time.Since(began).Seconds(), Kind: launch.EventPhase, Phase: launch.PhasePlan,
+	l.event(machine.Event{
+		Elapsed: time.Since(began).Seconds(), Kind: machine.EventPhase, Phase: machine.PhasePlan,
 		Message: fmt.Sprintf("%d files sealed and hashed", len(plan.Inputs())),
 	})
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	m, err := launch.Start(ctx, plan, launch.StartOptions{
+	m, err := machine.Start(ctx, plan, machine.StartOptions{
 		Home: home, StateDir: state, RuntimeDir: l.u.runtimeDir(), Supervise: []string{self, "supervise"}, Began: began, Events: l.event,
 	})
 	if err != nil {
@@ -166,17 +167,17 @@ func (l *launching) launch(ctx context.Context, path string) error {
 }
 
 // leave lets a machine go before its verdict.
-func (l *launching) leave(ctx context.Context, m *launch.Launch, home *launch.Home) error {
+func (l *launching) leave(ctx context.Context, m *machine.Launch, home *machine.Home) error {
 	if err := m.Release(ctx); err != nil {
 		return err
 	}
-	l.doc.State = launch.StateBooting
+	l.doc.State = machine.StateBooting
 	l.u.say("%s runs; it is being attested: evtpm ps", m.Name)
 	return nil
 }
 
 // judged tells the verdict, and leaves the machine or ends it.
-func (l *launching) judged(ctx context.Context, m *launch.Launch, home *launch.Home, a *launch.Outcome, onRefused string) error {
+func (l *launching) judged(ctx context.Context, m *machine.Launch, home *machine.Home, a *machine.Outcome, onRefused string) error {
 	l.doc.Verdict = a.Verdict
 	l.u.verdict(a.Verdict)
 	if l.save != "" {
@@ -185,9 +186,9 @@ func (l *launching) judged(ctx context.Context, m *launch.Launch, home *launch.H
 		}
 	}
 	trusted := a.Verdict.Trusted()
-	l.doc.State = launch.StateTrusted
+	l.doc.State = machine.StateTrusted
 	if !trusted {
-		l.doc.State = launch.StateRefused
+		l.doc.State = machine.StateRefused
 	}
 	if l.remove {
 		if err := m.Close(); err != nil {
@@ -220,7 +221,7 @@ func (l *launching) judged(ctx context.Context, m *launch.Launch, home *launch.H
 }
 
 // saveTo writes the documents of an attestation to a folder.
-func (l *launching) saveTo(dir string, a *launch.Outcome) error {
+func (l *launching) saveTo(dir string, a *machine.Outcome) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("--save: %w", err)
 	}
@@ -244,25 +245,25 @@ func (l *launching) saveTo(dir string, a *launch.Outcome) error {
 }
 
 // phaseWords says what has happened when a phase is complete.
-var phaseWords = map[launch.Phase]string{
-	launch.PhasePlan:    "planned",
-	launch.PhaseStart:   "started",
-	launch.PhaseMeasure: "measured",
-	launch.PhaseVTPM:    "vTPM",
-	launch.PhaseBoot:    "booted",
-	launch.PhaseAttest:  "attested",
-	launch.PhaseVerdict: "judged",
+var phaseWords = map[machine.Phase]string{
+	machine.PhasePlan:    "planned",
+	machine.PhaseStart:   "started",
+	machine.PhaseMeasure: "measured",
+	machine.PhaseVTPM:    "vTPM",
+	machine.PhaseBoot:    "booted",
+	machine.PhaseAttest:  "attested",
+	machine.PhaseVerdict: "judged",
 }
 
 // event shows what happens as it happens.
-func (l *launching) event(e launch.Event) {
+func (l *launching) event(e machine.Event) {
 	switch e.Kind {
-	case launch.EventPhase:
-		l.doc.Timings = append(l.doc.Timings, launch.Timing{Phase: e.Phase, Elapsed: e.Elapsed})
+	case machine.EventPhase:
+		l.doc.Timings = append(l.doc.Timings, machine.Timing{Phase: e.Phase, Elapsed: e.Elapsed})
 		l.u.say("%7.2fs  %-9s %s", e.Elapsed, phaseWords[e.Phase], printable(e.Message))
-	case launch.EventWarning:
+	case machine.EventWarning:
 		l.u.warn("%s", printable(e.Message))
-	case launch.EventVM:
+	case machine.EventVM:
 		l.u.say("%7.2fs  %-9s %s", e.Elapsed, "VM", printable(e.Message))
 	}
 }

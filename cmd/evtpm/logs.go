@@ -13,7 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 func logsCommand(u *ui) *cli.Command {
@@ -53,7 +53,7 @@ const maxLine = 64 << 10
 
 // followLog gives every line of a log file, the rotated one first. With follow it
 // waits for more while the machine runs.
-func (u *ui) followLog(ctx context.Context, h *launch.Home, name, file string, follow bool, line func([]byte) error) error {
+func (u *ui) followLog(ctx context.Context, h *machine.Home, name, file string, follow bool, line func([]byte) error) error {
 	old, err := h.OpenFile(name, file+".1")
 	if err == nil {
 		err = copyLines(old, line)
@@ -71,7 +71,7 @@ func (u *ui) followLog(ctx context.Context, h *launch.Home, name, file string, f
 	if follow {
 		r = &tailReader{ctx: ctx, r: f, ended: func() bool {
 			m, err := h.Status(ctx, name)
-			return err != nil || !m.Running && m.State != launch.StateStarting
+			return err != nil || !m.Running && m.State != machine.StateStarting
 		}}
 	}
 	return copyLines(r, line)

@@ -10,7 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 // machineCommands are those that need machines on this host.
@@ -22,17 +22,17 @@ func machineCommands(u *ui) []*cli.Command {
 }
 
 // home opens the run directory.
-func (u *ui) home() (*launch.Home, error) {
+func (u *ui) home() (*machine.Home, error) {
 	dir, err := u.runDir()
 	if err != nil {
 		return nil, err
 	}
-	return launch.OpenHome(dir)
+	return machine.OpenHome(dir)
 }
 
 // eachMachine does something with the machines that the arguments name, or with
 // all of them, and goes on when it fails with one.
-func eachMachine(c *cli.Context, h *launch.Home, do func(name string) error) error {
+func eachMachine(c *cli.Context, h *machine.Home, do func(name string) error) error {
 	names := c.Args().Slice()
 	if c.Bool("all") {
 		if len(names) > 0 {
@@ -57,7 +57,7 @@ func eachMachine(c *cli.Context, h *launch.Home, do func(name string) error) err
 
 // attestMachine has a machine's supervisor make a challenge. It also returns
 // where the evidence is kept.
-func (u *ui) attestMachine(ctx context.Context, name string) (*launch.Outcome, string, error) {
+func (u *ui) attestMachine(ctx context.Context, name string) (*machine.Outcome, string, error) {
 	h, err := u.home()
 	if err != nil {
 		return nil, "", err

@@ -9,7 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/evtpm/evtpm/attest"
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 // errLinux is the answer to every command about machines on this host.
@@ -25,6 +25,6 @@ func machineCommands(*ui) []*cli.Command {
 	return out
 }
 
-func (u *ui) attestMachine(context.Context, string) (*launch.Outcome, string, error) {
+func (u *ui) attestMachine(context.Context, string) (*machine.Outcome, string, error) {
 	return nil, "", errLinux
 }

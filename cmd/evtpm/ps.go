@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 func psCommand(u *ui) *cli.Command {
@@ -38,8 +39,8 @@ func psCommand(u *ui) *cli.Command {
 			}
 			if asJSON {
 				return u.json(struct {
-					Schema   string          `json:"schema"`
-					Machines []launch.Record `json:"machines"`
+					Schema   string           `json:"schema"`
+					Machines []machine.Record `json:"machines"`
 				}{"evtpm.ps/v1", machines})
 			}
 			if len(machines) > 0 {
@@ -51,12 +52,12 @@ func psCommand(u *ui) *cli.Command {
 }
 
 // psTable prints machines for people.
-func psTable(w io.Writer, machines []launch.Record, now time.Time) {
+func psTable(w io.Writer, machines []machine.Record, now time.Time) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tSTATE\tPLATFORM\tVERDICT\tAGE\tNOTE")
 	for _, m := range machines {
 		state := string(m.State)
-		if m.State == launch.StateRefused && m.Running {
+		if m.State == machine.StateRefused && m.Running {
 			state += ", running"
 		}
 		verdict := "-"

@@ -9,7 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 )
 
 func stopCommand(u *ui) *cli.Command {
@@ -60,17 +60,17 @@ func allFlag() cli.Flag { return &cli.BoolFlag{Name: "all", Usage: "every machin
 
 // stop ends one machine; a negative grace is the machine's own. One that does not run is no error: that is what was
 // asked for.
-func (u *ui) stop(ctx context.Context, h *launch.Home, name string, grace time.Duration, force bool) error {
+func (u *ui) stop(ctx context.Context, h *machine.Home, name string, grace time.Duration, force bool) error {
 	m, err := h.Status(ctx, name)
 	if err != nil {
 		return err
 	}
 	switch {
-	case m.State == launch.StateUnresponsive && force:
+	case m.State == machine.StateUnresponsive && force:
 		err = h.Kill(ctx, name)
-	case m.State == launch.StateUnresponsive:
+	case m.State == machine.StateUnresponsive:
 		return fmt.Errorf("%s: %s", name, m.Reason)
-	case !m.Running && m.State != launch.StateStarting:
+	case !m.Running && m.State != machine.StateStarting:
 		u.say("%s does not run: %s", name, m.State)
 		return nil
 	default:

@@ -7,7 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 	"github.com/evtpm/evtpm/snpsim"
 )
 
@@ -20,7 +20,7 @@ func superviseCommand(*ui) *cli.Command {
 			if c.NArg() > 0 {
 				return errors.New("supervise takes no arguments: evtpm launch starts it")
 			}
-			return launch.Supervise(c.Context, snpsim.Attack{})
+			return machine.Supervise(c.Context, snpsim.Attack{})
 		},
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/machine"
 	"github.com/evtpm/evtpm/snpsim"
 )
 
@@ -30,7 +31,7 @@ func superviseBadly(ctx context.Context, args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &attack); err != nil {
 		return fmt.Errorf("supervise: %w", err)
 	}
-	return launch.Supervise(ctx, attack)
+	return machine.Supervise(ctx, attack)
 }
 
 // superviseOnce launches a VM under a malicious supervisor.
@@ -74,7 +75,7 @@ func (l *lab) launchBadly(ctx context.Context, v vm, attack snpsim.Attack) (outc
 		return outcome{}, err
 	}
 	defer plan.Close()
-	home, err := launch.OpenHome(filepath.Join(l.dir, "run"))
+	home, err := machine.OpenHome(filepath.Join(l.dir, "run"))
 	if err != nil {
 		return outcome{}, err
 	}
@@ -82,14 +83,14 @@ func (l *lab) launchBadly(ctx context.Context, v vm, attack snpsim.Attack) (outc
 	if err != nil {
 		return outcome{}, err
 	}
-	m, err := launch.Start(ctx, plan, launch.StartOptions{Home: home, StateDir: stateDir(), Supervise: []string{l.self, "supervise", string(text)}})
+	m, err := machine.Start(ctx, plan, machine.StartOptions{Home: home, StateDir: stateDir(), Supervise: []string{l.self, "supervise", string(text)}})
 	if err != nil {
 		return outcome{}, err
 	}
 	defer m.Close()
 	a, err := m.FirstAttestation(ctx)
 	if err != nil {
-		var phase *launch.PhaseError
+		var phase *machine.PhaseError
 		if errors.As(err, &phase) {
 			return outcome{code: int(phase.Class), reasons: []string{"no verdict: " + string(phase.Phase)}}, nil
 		}
