@@ -132,6 +132,13 @@ func TestVTPMInWords(t *testing.T) {
 	if c := check(t, v, attest.CheckReportData); c.Note != "SHA-512(nonce || manifest)" {
 		t.Errorf("%+v", c)
 	}
+	if c := check(t, v, attest.CheckQuoteSignature); !strings.HasPrefix(c.Found, "AK 000b") {
+		t.Errorf("%+v", c)
+	}
+	none := judge(t, withEvidence(func(ev *evidence.Evidence) { ev.PCRs = nil }))
+	if c := check(t, none, attest.CheckPCRSelection); c.Status != attest.Failed || !strings.Contains(c.Expected+c.Found, "none") {
+		t.Errorf("%+v", c)
+	}
 	nv := genoa()
 	nv.Binding = evidence.BindingNV
 	if c := check(t, judge(t, nv), attest.CheckReportData); c.Note != "SHA-512(EK as TPM2B_PUBLIC)" {
