@@ -36,6 +36,9 @@ func TestGoldenPCRsInWords(t *testing.T) {
 	if c.Reason != string(attest.ReasonPCRGolden) || c.Expected != "0: "+hex(1)+" or "+hex(2)+"\n9: "+hex(3) || c.Found != fmt.Sprintf("0: %x\n9: %x", m.TPM.PCRs[0], m.TPM.PCRs[9]) {
 		t.Errorf("%+v", c)
 	}
+	if c := check(t, v, attest.CheckPCRUnjudged); c.Status != attest.NotApplicable {
+		t.Errorf("%+v", c)
+	}
 	v = verdict(&measure.GoldenPCRs{Bank: "sha256", Values: []measure.GoldenPCR{{PCR: 4, AnyOf: []measure.GoldenPCRValue{value(7), is(4)}}, {PCR: 9, AnyOf: []measure.GoldenPCRValue{is(9)}}}})
 	if c := check(t, v, attest.CheckPCRGolden); c.Status != attest.Passed || c.Found != "sha256: 4, 9" {
 		t.Errorf("%+v", c)
