@@ -13,9 +13,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/explain"
 	"github.com/evtpm/evtpm/inputfile"
 	"github.com/evtpm/evtpm/measure"
-	"github.com/evtpm/evtpm/measure/explain"
 	"github.com/evtpm/evtpm/ovmf"
 )
 

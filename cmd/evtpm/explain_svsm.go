@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/evtpm/evtpm/explain"
 	"github.com/evtpm/evtpm/launch"
 	"github.com/evtpm/evtpm/measure"
-	"github.com/evtpm/evtpm/measure/explain"
 	"github.com/evtpm/evtpm/svsmimg"
 )
 

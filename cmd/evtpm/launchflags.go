@@ -12,11 +12,11 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/evtpm/evtpm/explain"
 	"github.com/evtpm/evtpm/hostcpu"
 	"github.com/evtpm/evtpm/inputfile"
 	"github.com/evtpm/evtpm/launch"
 	"github.com/evtpm/evtpm/measure"
-	"github.com/evtpm/evtpm/measure/explain"
 	"github.com/evtpm/evtpm/measure/fromvm"
 	"github.com/evtpm/evtpm/ovmf"
 )

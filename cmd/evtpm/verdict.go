@@ -7,8 +7,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/evtpm/evtpm/attest"
 	"golang.org/x/term"
+
+	"github.com/evtpm/evtpm/attest"
 )
 
 // marks are the signs before each check.

@@ -16,13 +16,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/evtpm/evtpm/explain"
 	"github.com/evtpm/evtpm/measure"
-	"github.com/evtpm/evtpm/measure/explain"
 	"github.com/evtpm/evtpm/ovmf"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
 )
 
-// scripts/explain-cases computes the digests of testdata/explain from these
+// scripts/explain-cases computes the digests of measure/testdata/explain from these
 // files, with sev-snp-measure.
 var writeInputs = flag.String("write-inputs", "", "write the inputs of the explain cases to this folder")
 
@@ -55,7 +55,7 @@ func TestWriteInputs(t *testing.T) {
 	}
 }
 
-// A testCase is a file of testdata/explain.
+// A testCase is a file of measure/testdata/explain.
 type testCase struct {
 	MadeBy string   `json:"made_by"`
 	Base   testBase `json:"base"`
@@ -125,10 +125,10 @@ func (b *testBase) launch(t testing.TB) (explain.Launch, explain.Boot) {
 	return l, boot
 }
 
-// TestPlantedDifferences reads testdata/explain: one launch a file that differs
+// TestPlantedDifferences reads measure/testdata/explain: one launch a file that differs
 // from the expected one in what the file says, found out from its digest.
 func TestPlantedDifferences(t *testing.T) {
-	files, err := filepath.Glob("../testdata/explain/*.json")
+	files, err := filepath.Glob("../measure/testdata/explain/*.json")
 	if err != nil {
 		t.Fatal(err)
 	}
