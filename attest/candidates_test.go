@@ -517,6 +517,9 @@ func TestNoteOfUntrustedRoot(t *testing.T) {
 	} {
 		v := verifyWith(t, m, []*x509.Certificate{m.LeafCertificate(), m.Signer.ARK}, func(o *attest.Options) { o.SimRoots = roots })
 		wantAny(t, v, arkUntrusted)
+		if c := check(t, v, attest.CheckPlatform); !strings.Contains(c.Note, "chain failed: ark-untrusted") {
+			t.Errorf("%+v", c)
+		}
 		for _, c := range v.Checks {
 			if c.Name == string(attest.CheckChain) && !strings.Contains(c.Note, want) {
 				t.Errorf("note is %q", c.Note)
