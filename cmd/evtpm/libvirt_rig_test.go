@@ -249,8 +249,8 @@ func bootLibvirtRig(t *testing.T, firmware, more string, modules ...string) *lib
 	return newLibvirtRig(t, bootAnywhere(t, firmware, more+"\nbackend: libvirt\n", modules...))
 }
 
-// bootAnywhere is a rig with a spec that boots, and whose files all lie in the
-// rig: the tree may lie where another user cannot look.
+// bootAnywhere is a rig with a spec that boots, without files of the tree, which
+// may lie where another user cannot look: they are copied to the rig.
 func bootAnywhere(t *testing.T, firmware, more string, modules ...string) *rig {
 	t.Helper()
 	r := bootRig(t, firmware, more, modules...)
@@ -259,6 +259,9 @@ func bootAnywhere(t *testing.T, firmware, more string, modules ...string) *rig {
 		t.Fatal(err)
 	}
 	for from, name := range map[string]string{e2eKernel: "vmlinuz", firmware: "OVMF.fd"} {
+		if filepath.IsAbs(from) {
+			continue // the system's
+		}
 		abs, err1 := filepath.Abs(from)
 		data, err2 := os.ReadFile(from)
 		if err := errors.Join(err1, err2, os.WriteFile(filepath.Join(r.dir, name), data, 0o600)); err != nil {
