@@ -49,11 +49,10 @@ func (l *lab) open() error {
 func (l *lab) close() { os.RemoveAll(l.root) }
 
 // sub returns the lab for one attack.
-func (l *lab) sub(name string) *lab {
+func (l *lab) sub(name string) (*lab, error) {
 	s := *l
 	s.dir = filepath.Join(l.root, name)
-	os.MkdirAll(s.dir, 0o700)
-	return &s
+	return &s, os.MkdirAll(s.dir, 0o700)
 }
 
 // A vm is what an attack starts.
@@ -67,8 +66,6 @@ type vm struct {
 	machine string // simulated machine; empty: this one
 	qemu    []string
 	boot    time.Duration // boot timeout; zero: 60 s
-
-	supervise string // what a malicious supervisor does
 }
 
 // spec writes the VM's spec and returns its path.
@@ -220,7 +217,7 @@ func (l *lab) keep(ctx context.Context, v vm) (stop func(), err error) {
 	stop = func() {
 		cmd := exec.Command(l.evtpm, "-q", "kill", v.name)
 		cmd.Env = append(os.Environ(), "EVTPM_HOME="+filepath.Join(l.dir, "run"))
-		cmd.Run()
+		_ = cmd.Run() // it may have ended by itself
 	}
 	if err != nil {
 		stop()

@@ -122,7 +122,11 @@ func (l *lab) mount(ctx context.Context, a attack) line {
 		return line{text: a.name + " not mounted", failed: 1}
 	}
 	start := time.Now()
-	got, err := a.mount(ctx, l.sub(a.name))
+	var got outcome
+	own, err := l.sub(a.name)
+	if err == nil {
+		got, err = a.mount(ctx, own)
+	}
 	took := time.Since(start).Seconds()
 	say := func(word, format string, args ...any) string {
 		return fmt.Sprintf("%-18s %-8s %5.1fs  ", a.name, word, took) + fmt.Sprintf(format, args...)

@@ -60,10 +60,10 @@ func (s *Session) start(t *testing.T) (stop func()) {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(s.Dir, "run/libvirt/libvirt-sock")
-	for range 400 {
+	for range 2400 {
 		if _, err := os.Stat(socket); err == nil {
 			return func() {
-				cmd.Process.Signal(syscall.SIGTERM)
+				_ = cmd.Process.Signal(syscall.SIGTERM)
 				cmd.Wait()
 				os.Remove(socket)
 			}
@@ -72,7 +72,7 @@ func (s *Session) start(t *testing.T) (stop func()) {
 	}
 	cmd.Process.Kill()
 	cmd.Wait()
-	t.Fatalf("libvirtd does not listen after 10 s:\n%s", &log)
+	t.Fatalf("libvirtd does not listen after a minute:\n%s", &log)
 	return nil
 }
 
