@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/evtpm/evtpm/strictjson"
+	"github.com/evtpm/evtpm/wholefile"
 )
 
 // registrySchema names the version of a registry file.
@@ -106,32 +106,10 @@ func (r *FileRegistry) write(f *registryFile) error {
 	if err != nil {
 		return fmt.Errorf("registry %s: %w", r.path, err)
 	}
-	if err := writeWhole(r.path, data); err != nil {
+	if err := wholefile.WriteBytes(r.path, 0o600, data); err != nil {
 		return fmt.Errorf("registry: %w", err)
 	}
 	return nil
-}
-
-// writeWhole writes a file of mode 0600 so that a reader, or a power cut, sees
-// the old contents or the new, never a part.
-func writeWhole(path string, data []byte) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(tmp.Name()))
-		}
-	}()
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), path)
 }
 
 // lockWait is the pause between tries for a lock that another process holds.

@@ -4,13 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/evtpm/evtpm/inputfile"
 	"github.com/evtpm/evtpm/measure"
 	"github.com/evtpm/evtpm/strictjson"
+	"github.com/evtpm/evtpm/wholefile"
 )
 
 // LockSchema names the version of [Lock]'s JSON form.
@@ -208,32 +208,10 @@ func (l *Lock) Encode() ([]byte, error) {
 
 // Write writes the lock to path, whole or not at all: a reader, and a power cut,
 // find the old one or the new one.
-func (l *Lock) Write(path string) (err error) {
+func (l *Lock) Write(path string) error {
 	data, err := l.Encode()
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	if err := f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return wholefile.WriteBytes(path, 0o644, data)
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/iotest"
 
@@ -68,6 +69,58 @@ func TestParseRefusesNonCanonicalBase64(t *testing.T) {
 	}
 }
 
+// What Parse refuses although the bytes in it may be good: two readers could take
+// it for two things, or it would take long to read.
+func TestParseRefuses(t *testing.T) {
+	in := example()
+	in.BootID = ""
+	good, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(old, new string) []byte {
+		out := bytes.Replace(good, []byte(old), []byte(new), 1)
+		if bytes.Equal(out, good) {
+			t.Fatalf("%s is not in the text", old)
+		}
+		return out
+	}
+	// values is the text with so many of , [ and { in it.
+	values := func(n int) []byte {
+		n -= bytes.Count(good, []byte(",")) + bytes.Count(good, []byte("[")) + bytes.Count(good, []byte("{"))
+		return change(`"boot_id":""`, fmt.Sprintf(`"boot_id":%q`, strings.Repeat(",[{", n/3)+strings.Repeat(",", n%3)))
+	}
+	long := func(n int) []byte { return append(bytes.Clone(good), bytes.Repeat([]byte(" "), n-len(good))...) }
+	for name, c := range map[string]struct {
+		text []byte
+		good bool
+	}{
+		"as it is":           {good, true},
+		"1000 values":        {values(1000), true},
+		"1001 values":        {values(1001), false},
+		"2 MiB":              {long(evidence.MaxEvidence), true},
+		"2 MiB and a byte":   {long(evidence.MaxEvidence + 1), false},
+		"next version":       {change("evidence/v1", "evidence/v2"), false},
+		"no schema":          {change(`"schema":"evtpm.evidence/v1",`, ""), false},
+		"unknown field":      {change(`"nonce"`, `"nounce":"","nonce"`), false},
+		"repeated field":     {change(`"nonce"`, `"nonce":"","nonce"`), false},
+		"in another case":    {change(`"nonce"`, `"Nonce"`), false},
+		"trailing data":      {append(bytes.Clone(good), '{', '}'), false},
+		"cut":                {good[:len(good)-1], false},
+		"list for a string":  {change(`"manifest":"Aw=="`, `"manifest":[]`), false},
+		"numbers for base64": {change(`"manifest":"Aw=="`, `"manifest":[3]`), false},
+		"PCR 4 as a word":    {change(`"pcr":4`, `"pcr":"4"`), false},
+		"version of 2^32":    {change(`"manifest_version":1`, `"manifest_version":4294967296`), false},
+		"list for a PCR":     {change(`"value":"CQ=="`, `"value":[]`), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if ev, err := evidence.Parse(c.text); (err == nil) != c.good || (ev != nil) != c.good {
+				t.Errorf("error is %v", err)
+			}
+		})
+	}
+}
+
 func TestFrameRoundTrip(t *testing.T) {
 	var b bytes.Buffer
 	for _, payload := range [][]byte{nil, []byte("{}"), bytes.Repeat([]byte("x"), evidence.MaxPayload)} {
@@ -120,6 +173,11 @@ func TestFrameRefuses(t *testing.T) {
 	}
 	if _, _, err := evidence.ReadFrame(bytes.NewReader(good), 6); !errors.Is(err, evidence.ErrFrame) {
 		t.Errorf("a payload above the reader's limit: %v", err)
+	}
+	// A connection that fails says so: a deadline that passed is no short frame.
+	broken := io.MultiReader(bytes.NewReader(good[:14]), iotest.ErrReader(os.ErrDeadlineExceeded))
+	if _, _, err := evidence.ReadFrame(broken, 0); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection that fails: %v", err)
 	}
 	if _, _, err := evidence.ReadFrame(iotest.OneByteReader(bytes.NewReader(good)), 7); err != nil {
 		t.Errorf("one byte a time: %v", err)

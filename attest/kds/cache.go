@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/wholefile"
 )
 
 // crlFresh is how long a CRL in the cache is used without asking again. AMD
@@ -33,9 +34,8 @@ type Cache struct {
 
 // Get implements [attest.Getter].
 func (c *Cache) Get(ctx context.Context, url string) ([]byte, error) {
-	path := filepath.Join(c.Dir, fileName(url))
-	kept, err := readKept(path, url)
-	if err == nil && c.fresh(path, url) {
+	kept, since, err := readKept(filepath.Join(c.Dir, fileName(url)), url)
+	if err == nil && c.fresh(since, url) {
 		return kept, nil
 	}
 	if c.Next == nil {
@@ -64,77 +64,50 @@ func (c *Cache) Put(url string, data []byte) error {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(c.Dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), filepath.Join(c.Dir, fileName(url)))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
-	}
-	return nil
+	return wholefile.WriteBytes(filepath.Join(c.Dir, fileName(url)), 0o600, data)
 }
 
-// readKept reads a file of the cache. A damaged one counts as absent.
-func readKept(path, url string) ([]byte, error) {
+// readKept reads a file of the cache, and since when it is there. A damaged one
+// counts as absent.
+func readKept(path, url string) (data []byte, since time.Time, err error) {
 	info, err := os.Lstat(path)
 	if err != nil {
-		return nil, err
+		return nil, since, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxAnswer {
-		return nil, errors.New("not a file of the cache")
+		return nil, since, errors.New("not a file of the cache")
 	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return data, checkContent(urlPath(url), data)
+	data, err = os.ReadFile(path)
+	return data, info.ModTime(), errors.Join(err, checkContent(urlPath(url), data))
 }
 
 // fresh reports whether a kept file needs no asking: certificates never, CRLs
 // for a day.
-func (c *Cache) fresh(path, url string) bool {
+func (c *Cache) fresh(since time.Time, url string) bool {
 	if !strings.HasSuffix(urlPath(url), "/crl") {
 		return true
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return false
 	}
 	now := time.Now
 	if c.Now != nil {
 		now = c.Now
 	}
 	// A file from the future says nothing about its age.
-	age := now().Sub(info.ModTime())
+	age := now().Sub(since)
 	return age > -time.Minute && age < crlFresh
 }
 
-// fileName is a file's name for a URL: what it asks for, for people, and a hash.
+// fileName is a file's name for a URL: what it is, for people, and a hash. No
+// part of the URL is in it.
 func fileName(url string) string {
-	parts := strings.Split(strings.Trim(urlPath(url), "/"), "/")
-	kind := parts[len(parts)-1]
-	if len(kind) > 16 {
-		kind = kind[:16]
+	kind := "cert"
+	switch path := urlPath(url); {
+	case strings.HasSuffix(path, "/crl"):
+		kind = "crl"
+	case strings.HasSuffix(path, "/cert_chain"):
+		kind = "cert_chain"
 	}
 	sum := sha256.Sum256([]byte(url))
-	return fmt.Sprintf("%s-%x", keepWord(kind), sum[:16])
-}
-
-// keepWord drops what could be more than a part of a file's name.
-func keepWord(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '_' {
-			return r
-		}
-		return -1
-	}, s)
+	return fmt.Sprintf("%s-%x", kind, sum[:16])
 }
 
 func urlPath(u string) string {

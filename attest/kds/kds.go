@@ -9,7 +9,6 @@ package kds
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -35,7 +34,7 @@ type Options struct {
 	// Host is the only host that is asked, and redirected to; empty means
 	// attest.KDSHost. URLs of attest.KDSHost are sent there: a mirror.
 	Host string
-	// Transport; nil means one with TLS 1.2 or later that follows the proxy
+	// Transport; nil means http.DefaultTransport: TLS 1.2 or later, and the proxy
 	// settings of the environment.
 	Transport http.RoundTripper
 	// Attempts is how often a request is tried; zero means 5.
@@ -75,13 +74,6 @@ func New(o Options) *Client {
 	if o.Sleep == nil {
 		o.Sleep = sleep
 	}
-	if o.Transport == nil {
-		o.Transport = &http.Transport{
-			Proxy:                  http.ProxyFromEnvironment,
-			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-			MaxResponseHeaderBytes: 64 << 10,
-		}
-	}
 	c := &Client{o: o}
 	c.http = &http.Client{Transport: o.Transport, CheckRedirect: c.checkRedirect}
 	return c
@@ -117,31 +109,31 @@ func (c *Client) checkURL(u *url.URL) error {
 // Get implements [attest.Getter]. The answer has been held against what the URL
 // asks for: a certificate in DER, a chain in PEM, or a CRL in DER.
 func (c *Client) Get(ctx context.Context, rawURL string) ([]byte, error) {
-	u, err := url.Parse(rawURL)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rawURL, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if u.Host == attest.KDSHost {
-		u.Host = c.o.Host
+	if req.URL.Host == attest.KDSHost {
+		req.URL.Host, req.Host = c.o.Host, c.o.Host
 	}
-	if err := c.checkURL(u); err != nil {
+	if err := c.checkURL(req.URL); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	pause := c.o.Backoff
 	for try := 1; ; try++ {
-		data, after, err := c.try(ctx, u)
+		data, after, err := c.try(req)
 		if err == nil {
 			return data, nil
 		}
 		var final finalError
-		if errors.As(err, &final) || ctx.Err() != nil || try == c.o.Attempts {
-			return nil, fmt.Errorf("%w: %s: try %d: %w", ErrUnavailable, u.Redacted(), try, err)
+		if errors.As(err, &final) || try == c.o.Attempts {
+			return nil, fmt.Errorf("%w: %s: try %d: %w", ErrUnavailable, req.URL, try, err)
 		}
 		wait := min(max(pause, after), c.o.Longest)
 		// Jitter keeps many verifiers from coming back at once.
 		wait += time.Duration(rand.Int64N(int64(wait)/4 + 1))
 		if err := c.o.Sleep(ctx, wait); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, u.Redacted(), err)
+			return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, req.URL, err)
 		}
 		pause *= 2
 	}
@@ -153,14 +145,10 @@ type finalError struct{ error }
 func (e finalError) Unwrap() error { return e.error }
 
 // try makes one request; after is how long the service asks to wait.
-func (c *Client) try(ctx context.Context, u *url.URL) (data []byte, after time.Duration, err error) {
-	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
+func (c *Client) try(req *http.Request) (data []byte, after time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(req.Context(), c.o.Timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, 0, finalError{err}
-	}
-	resp, err := c.http.Do(req)
+	resp, err := c.http.Do(req.WithContext(ctx))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -179,18 +167,17 @@ func (c *Client) try(ctx context.Context, u *url.URL) (data []byte, after time.D
 	case len(data) > maxAnswer:
 		return nil, 0, finalError{fmt.Errorf("more than %d bytes", maxAnswer)}
 	}
-	if err := checkContent(u.Path, data); err != nil {
+	if err := checkContent(req.URL.Path, data); err != nil {
 		return nil, 0, err
 	}
 	return data, 0, nil
 }
 
-// retryAfter reads a Retry-After header in seconds.
+// retryAfter reads a Retry-After header in seconds: zero when there is none, or
+// another form of it.
 func retryAfter(h http.Header) time.Duration {
-	s, err := strconv.Atoi(h.Get("Retry-After"))
-	if err != nil || s < 0 || s > 3600 {
-		return 0
-	}
+	// A number that is too large becomes the largest, which no pause comes near.
+	s, _ := strconv.ParseUint(h.Get("Retry-After"), 10, 31)
 	return time.Duration(s) * time.Second
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -45,6 +46,7 @@ func chain() []byte {
 type service struct {
 	answers []answer
 	asked   []string
+	timeout time.Duration // what the last request was given
 }
 
 type answer struct {
@@ -60,6 +62,12 @@ func status(code int) answer { return answer{status: code, body: strings.NewRead
 
 func (s *service) RoundTrip(req *http.Request) (*http.Response, error) {
 	s.asked = append(s.asked, req.URL.String())
+	if req.Host != "" && req.Host != req.URL.Host {
+		return nil, fmt.Errorf("asked %s for %s", req.URL.Host, req.Host)
+	}
+	if deadline, ok := req.Context().Deadline(); ok {
+		s.timeout = time.Until(deadline)
+	}
 	if err := req.Context().Err(); err != nil {
 		return nil, err
 	}
@@ -120,10 +128,13 @@ func TestS40_FaultsEndInUnavailable(t *testing.T) {
 		"CRL for a certificate":    {vcekURL, []answer{ok(crl()), ok(crl()), ok(crl()), ok(crl()), ok(crl())}, 5},
 		"certificate for a CRL":    {crlURL, []answer{ok(leaf()), ok(leaf()), ok(leaf()), ok(leaf()), ok(leaf())}, 5},
 		"two megabytes":            {vcekURL, []answer{ok(make([]byte, 2<<20))}, 1},
+		"a byte above 1 MiB":       {chainURL, []answer{ok(padded(1<<20 + 1))}, 1},
+		"half a chain":             {chainURL, []answer{halfChain(), halfChain(), halfChain(), halfChain(), halfChain()}, 5},
+		"DER for a chain":          {chainURL, []answer{ok(leaf()), ok(leaf()), ok(leaf()), ok(leaf()), ok(leaf())}, 5},
+		"chain and more":           {chainURL, []answer{ok(chainAnd("x")), ok(chainAnd("x")), ok(chainAnd("x")), ok(chainAnd("x")), ok(chainAnd("x"))}, 5},
 		"redirect to http":         {vcekURL, []answer{redirect("http://" + attest.KDSHost + "/x")}, -1},
 		"redirect to another host": {vcekURL, []answer{redirect("https://evil.example/x")}, -1},
 		"redirect with a user":     {vcekURL, []answer{redirect("https://u@" + attest.KDSHost + "/x")}, -1},
-		"redirects without end":    {vcekURL, []answer{redirect(vcekURL), redirect(vcekURL), redirect(vcekURL), redirect(vcekURL), redirect(vcekURL)}, -1},
 		"http":                     {"http://" + attest.KDSHost + "/vcek", nil, 0},
 		"another host":             {"https://evil.example/vcek", nil, 0},
 		"another port":             {"https://" + attest.KDSHost + ":8443/vcek", nil, 0},
@@ -153,6 +164,17 @@ func breaks() answer {
 	return answer{status: 200, body: io.MultiReader(bytes.NewReader(leaf()[:50]), errReader{})}
 }
 
+// halfChain is an answer that breaks off after one of two certificates: what came
+// is good PEM.
+func halfChain() answer {
+	return answer{status: 200, body: io.MultiReader(bytes.NewReader(chain()[:bytes.LastIndex(chain(), []byte("-----BEGIN"))]), errReader{})}
+}
+
+func chainAnd(tail string) []byte { return append(chain(), tail...) }
+
+// padded is a certificate chain of n bytes.
+func padded(n int) []byte { return chainAnd(strings.Repeat("\n", n-len(chain()))) }
+
 type errReader struct{}
 
 func (errReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
@@ -175,10 +197,79 @@ func TestRetry(t *testing.T) {
 			t.Errorf("pause %d is %v, expected %v and up to a quarter more", i+1, p, least)
 		}
 	}
-	// A redirect within the host is followed.
-	c, s, _ = client(answer{status: 302, header: http.Header{"Location": {"/elsewhere"}}, body: strings.NewReader("")}, ok(leaf()))
-	if _, err := c.Get(t.Context(), vcekURL); err != nil || len(s.asked) != 2 {
+	// Without jitter all verifiers that failed together would come back together.
+	if p := *pauses; p[0] == time.Second && p[1] == 7*time.Second && p[2] == 4*time.Second && p[3] == 30*time.Second {
+		t.Errorf("paused %v, without any jitter", p)
+	}
+	for name, c := range map[string]struct {
+		first answer
+		least time.Duration
+	}{
+		"request time-out": {status(408), time.Second},
+		"no pause":         {answer{status: 429, header: http.Header{"Retry-After": {"0"}}, body: strings.NewReader("")}, time.Second},
+		"a pause of -9":    {answer{status: 429, header: http.Header{"Retry-After": {"-9"}}, body: strings.NewReader("")}, time.Second},
+		"a pause for ever": {answer{status: 429, header: http.Header{"Retry-After": {"99999999999999999999"}}, body: strings.NewReader("")}, 30 * time.Second},
+	} {
+		g, _, pauses := client(c.first, ok(leaf()))
+		if _, err := g.Get(t.Context(), vcekURL); err != nil || len(*pauses) != 1 {
+			t.Errorf("%s: %v, paused %v", name, err, *pauses)
+			continue
+		}
+		if p := (*pauses)[0]; p < c.least || p > c.least+c.least/4 {
+			t.Errorf("%s: paused %v, expected %v and up to a quarter more", name, p, c.least)
+		}
+	}
+}
+
+// Redirects within the host are followed, three of them, at one try.
+func TestRedirects(t *testing.T) {
+	for n, good := range map[int]bool{1: true, 3: true, 4: false} {
+		var answers []answer
+		for range n {
+			answers = append(answers, answer{status: 302, header: http.Header{"Location": {"/elsewhere"}}, body: strings.NewReader("")})
+		}
+		s := &service{answers: append(answers, ok(leaf()))}
+		_, err := kds.New(kds.Options{Transport: s, Attempts: 1}).Get(t.Context(), vcekURL)
+		if (err == nil) != good || len(s.asked) != min(n, 3)+1 {
+			t.Errorf("%d redirects: %v, asked %v", n, err, s.asked)
+		}
+	}
+}
+
+// What the options say goes, not what they mean when they say nothing.
+func TestOptions(t *testing.T) {
+	s := &service{answers: []answer{status(503), status(503), status(503)}}
+	var pauses []time.Duration
+	c := kds.New(kds.Options{Transport: s, Attempts: 3, Timeout: time.Hour, Backoff: 40 * time.Second, Longest: time.Minute,
+		Sleep: func(_ context.Context, d time.Duration) error { pauses = append(pauses, d); return nil }})
+	if _, err := c.Get(t.Context(), vcekURL); !errors.Is(err, kds.ErrUnavailable) {
+		t.Error(err)
+	}
+	if len(s.asked) != 3 || len(pauses) != 2 || pauses[0] < 40*time.Second || pauses[0] > 50*time.Second || pauses[1] < time.Minute {
+		t.Errorf("asked %d times, paused %v", len(s.asked), pauses)
+	}
+	if s.timeout < 30*time.Minute || s.timeout > time.Hour {
+		t.Errorf("a try was given %v", s.timeout)
+	}
+	// A try is bounded when nothing is said, too.
+	g, s, _ := client(ok(leaf()))
+	if _, err := g.Get(t.Context(), vcekURL); err != nil || s.timeout <= 0 || s.timeout > 15*time.Second {
+		t.Errorf("%v, a try was given %v", err, s.timeout)
+	}
+	// A pause that cannot be kept is the end.
+	s = &service{answers: []answer{status(503), ok(leaf())}}
+	wake := errors.New("woken")
+	c = kds.New(kds.Options{Transport: s, Sleep: func(context.Context, time.Duration) error { return wake }})
+	if _, err := c.Get(t.Context(), vcekURL); !errors.Is(err, kds.ErrUnavailable) || !errors.Is(err, wake) || len(s.asked) != 1 {
 		t.Errorf("%v, asked %v", err, s.asked)
+	}
+}
+
+// An answer as large as one may be.
+func TestLargestAnswer(t *testing.T) {
+	c, _, _ := client(ok(padded(1 << 20)))
+	if b, err := c.Get(t.Context(), chainURL); err != nil || len(b) != 1<<20 {
+		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }
 
@@ -301,6 +392,105 @@ func TestCache(t *testing.T) {
 	for _, f := range files {
 		if strings.HasPrefix(f.Name(), ".") {
 			t.Errorf("left behind: %s", f.Name())
+		}
+	}
+}
+
+// How old a kept CRL may be before it is asked for again.
+func TestCacheAge(t *testing.T) {
+	next := &counting{next: table{crlURL: crl(), chainURL: chain()}}
+	written := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	now := written
+	c := &kds.Cache{Dir: t.TempDir(), Next: next, Now: func() time.Time { return now }}
+	for name, x := range map[string]struct {
+		url  string
+		age  time.Duration
+		asks int
+	}{
+		"just there":                 {crlURL, 0, 0},
+		"a day but a second":         {crlURL, 24*time.Hour - time.Second, 0},
+		"a day":                      {crlURL, 24 * time.Hour, 1},
+		"a clock that is a bit slow": {crlURL, -59 * time.Second, 0},
+		"from the future":            {crlURL, -time.Minute, 1},
+		"certificates, ten years":    {chainURL, 10 * 365 * 24 * time.Hour, 0},
+	} {
+		if err := c.Put(x.url, next.next.(table)[x.url]); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range keptFiles(t, c.Dir) {
+			if err := os.Chtimes(f, written, written); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now, next.asked = written.Add(x.age), 0
+		if _, err := c.Get(t.Context(), x.url); err != nil || next.asked != x.asks {
+			t.Errorf("%s: %v, asked %d times, expected %d", name, err, next.asked, x.asks)
+		}
+	}
+	// Without a network an old one serves: package attest says whether it may.
+	now = written.Add(400 * 24 * time.Hour)
+	offline := &kds.Cache{Dir: c.Dir, Now: c.Now}
+	if b, err := offline.Get(t.Context(), crlURL); err != nil || !bytes.Equal(b, next.next.(table)[crlURL]) {
+		t.Error(err)
+	}
+}
+
+// keptFiles are the paths of what a cache has.
+func keptFiles(t *testing.T, dir string) (paths []string) {
+	t.Helper()
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		paths = append(paths, filepath.Join(dir, f.Name()))
+	}
+	return paths
+}
+
+// A file's name is ours: no part of a URL, which may come out of a certificate,
+// is in it. Two URLs never share one.
+func TestCacheNames(t *testing.T) {
+	dir := t.TempDir()
+	c := &kds.Cache{Dir: dir}
+	query := vcekURL + "&x=/crl" // a certificate: what it is says the path
+	for url, b := range map[string][]byte{
+		vcekURL: leaf(), query: leaf(), "https://" + attest.KDSHost + "/../../etc/passwd": leaf(), "https://" + attest.KDSHost: leaf(),
+		crlURL: crl(), crlURL + "?x=1": crl(), chainURL: chain(),
+	} {
+		if err := c.Put(url, b); err != nil {
+			t.Errorf("%s: %v", url, err)
+		}
+		if got, err := c.Get(t.Context(), url); err != nil || !bytes.Equal(got, b) {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	kinds := map[string]int{}
+	for _, f := range keptFiles(t, dir) {
+		kind, hash, _ := strings.Cut(filepath.Base(f), "-")
+		if len(hash) != 32 || strings.Trim(hash, "0123456789abcdef") != "" {
+			t.Errorf("found %s", f)
+		}
+		kinds[kind]++
+	}
+	if len(kinds) != 3 || kinds["cert"] != 4 || kinds["crl"] != 2 || kinds["cert_chain"] != 1 {
+		t.Errorf("found %v", kinds)
+	}
+}
+
+// What an answer may not be, a kept file may not be either.
+func TestCacheBounds(t *testing.T) {
+	dir := t.TempDir()
+	c := &kds.Cache{Dir: dir}
+	for n, good := range map[int]bool{1 << 20: true, 1<<20 + 1: false} {
+		if err := c.Put(chainURL, chain()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(keptFiles(t, dir)[0], padded(n), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Get(t.Context(), chainURL); (err == nil) != good {
+			t.Errorf("a kept file of %d bytes: %v", n, err)
 		}
 	}
 }

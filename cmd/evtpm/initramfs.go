@@ -1,16 +1,14 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/evtpm/evtpm/initramfs"
+	"github.com/evtpm/evtpm/wholefile"
 )
 
 func initramfsCommand(u *ui) *cli.Command {
@@ -68,29 +66,7 @@ func initramfsFiles(agent string, add []string) ([]initramfs.File, error) {
 	return files, nil
 }
 
-// writeWhole writes a file whole or not at all: under another name first.
-func writeWhole(name string, write func(io.Writer) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	if err := write(f); err != nil {
-		return err
-	}
-	if err := f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
+// writeWhole writes a file for others to read, whole or not at all.
+func writeWhole(name string, write func(io.Writer) error) error {
+	return wholefile.Write(name, 0o644, write)
 }
