@@ -82,7 +82,7 @@ fuzz: ## every fuzz target in turn, FUZZTIME each (10s)
 	@scripts/fuzz $(FUZZTIME)
 
 # What `make mutate` breaks.
-MUTATE ?= ./attest ./attest/evidence ./attest/kds
+MUTATE ?= ./attest ./attest/evidence ./attest/kds ./wholefile
 
 .PHONY: mutate
 mutate: ## break every decision of the verifier in turn: what no test notices is printed

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/attesttest"
@@ -406,6 +407,113 @@ func TestRegistryIsBounded(t *testing.T) {
 	}
 	if n := len(after.Sightings); n != attest.MaxSightings || after.Sightings[0].EK[1] != 1 || after.Sightings[n-1].EK[0] != 2 {
 		t.Errorf("%d sightings, first %v, last %v", n, after.Sightings[0].EK, after.Sightings[n-1].EK)
+	}
+}
+
+// Which sightings are one launch's, so that the later takes the earlier's place: if
+// any other did, a launch would be forgotten, and its EK could come back.
+func TestRegistryKeepsOthers(t *testing.T) {
+	one := attest.Sighting{EK: []byte{1}, ReportID: []byte{2}, BootID: "b", Clock: 1}
+	for name, c := range map[string]struct {
+		edit func(*attest.Sighting)
+		kept int
+	}{
+		"the same, later":   {func(s *attest.Sighting) { s.Clock = 2 }, 1},
+		"another EK":        {func(s *attest.Sighting) { s.EK = []byte{9} }, 2},
+		"another report id": {func(s *attest.Sighting) { s.ReportID = []byte{9} }, 2},
+		"another boot":      {func(s *attest.Sighting) { s.BootID = "c" }, 2},
+	} {
+		path := filepath.Join(t.TempDir(), "eks.json")
+		two := one
+		c.edit(&two)
+		for _, s := range []attest.Sighting{one, two} {
+			observe(t, path, s)
+		}
+		var f struct{ Sightings []attest.Sighting }
+		if err := json.Unmarshal(readFile(t, path), &f); err != nil || len(f.Sightings) != c.kept || f.Sightings[c.kept-1].Clock != two.Clock {
+			t.Errorf("%s: %+v, %v", name, f.Sightings, err)
+		}
+	}
+	// Guests without a boot id have nothing in common by that.
+	path := filepath.Join(t.TempDir(), "eks.json")
+	observe(t, path, attest.Sighting{EK: []byte{1}})
+	if n := observe(t, path, attest.Sighting{EK: []byte{2}}); n != 0 {
+		t.Errorf("%d sightings of others that have no boot id either", n)
+	}
+}
+
+// observe keeps a sighting, and returns how many earlier ones were shown.
+func observe(t *testing.T, path string, s attest.Sighting) (earlier int) {
+	t.Helper()
+	err := attest.NewFileRegistry(path).Observe(t.Context(), s, func(list []attest.Sighting) bool {
+		earlier = len(list)
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return earlier
+}
+
+// What lies where the registry should be, and is none: were it taken for an empty
+// one, every EK would be new.
+func TestRegistryThatCannotBeRead(t *testing.T) {
+	empty := `{"schema":"evtpm.registry/v1","sightings":[]}`
+	write := func(text string) func(string) error {
+		return func(path string) error { return os.WriteFile(path, []byte(text), 0o600) }
+	}
+	for name, c := range map[string]struct {
+		put  func(path string) error
+		says string // of the error; empty if it is good
+	}{
+		"none":             {func(string) error { return nil }, ""},
+		"empty":            {write(empty), ""},
+		"16 MiB":           {write(empty + strings.Repeat(" ", 16<<20-len(empty))), ""},
+		"16 MiB and 1":     {write(empty + strings.Repeat(" ", 16<<20-len(empty)+1)), "expected a regular file of at most 16777216"},
+		"no bytes":         {write(""), "registry"},
+		"cut":              {write(empty[:20]), "registry"},
+		"another version":  {write(strings.Replace(empty, "v1", "v2", 1)), "v2"},
+		"unknown field":    {write(strings.Replace(empty, "sightings", "sighting", 1)), "sighting"},
+		"a folder":         {func(path string) error { return os.Mkdir(path, 0o700) }, "expected a regular file"},
+		"a link":           {func(path string) error { return os.Symlink(path+"x", path) }, "expected a regular file"},
+		"a missing folder": {func(path string) error { return os.Remove(filepath.Dir(path)) }, "no such"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "folder", "eks.json")
+			if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.put(path); err != nil {
+				t.Fatal(err)
+			}
+			judged := false
+			err := attest.NewFileRegistry(path).Observe(t.Context(), attest.Sighting{EK: []byte{1}}, func([]attest.Sighting) bool { judged = true; return true })
+			if judged != (c.says == "") || (err == nil) != judged || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("judged: %v, error is %v, expected %q", judged, err, c.says)
+			}
+		})
+	}
+}
+
+// A sighting that is judged good and cannot be kept is an error: the next copy of
+// it would be judged good, too.
+func TestRegistryThatCannotBeWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eks.json")
+	r := attest.NewFileRegistry(path)
+	err := r.Observe(t.Context(), attest.Sighting{EK: []byte{1}}, func([]attest.Sighting) bool { return os.Mkdir(path, 0o700) == nil })
+	if err == nil {
+		t.Error("no error where a folder has the file's name")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	// Its time has no form in JSON.
+	odd := attest.Sighting{EK: []byte{1}, Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}
+	if err := r.Observe(t.Context(), odd, func([]attest.Sighting) bool { return true }); err == nil {
+		t.Error("no error for a time that cannot be written")
+	}
+	if n := observe(t, path, attest.Sighting{EK: []byte{1}}); n != 0 {
+		t.Errorf("%d earlier sightings", n)
 	}
 }
 

@@ -2,10 +2,12 @@ package attest_test
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"gopkg.in/yaml.v3"
 
 	"github.com/evtpm/evtpm/attest"
 )
@@ -143,12 +145,57 @@ func TestC03_PolicyTypes(t *testing.T) {
 		"value missing":      {"host_data: zero", "host_data:"},
 		"a tag":              {"host_data: zero", "host_data: !!str zero"},
 		"number without dot": {"guest_policy:\n", "guest_policy:\n  min_abi: 1.55\n"},
+		// Where nothing stands, nothing would be asked for.
+		"no chips":           {"host_data: zero", "host_data: zero\nchip_ids:"},
+		"null for chips":     {"host_data: zero", "host_data: zero\nchip_ids: null"},
+		"no ID block":        {"host_data: zero", "host_data: zero\nid_block: ~"},
+		"list in a list":     {"[Milan, Genoa, Bergamo-Siena, Turin]", "[Milan, [Genoa]]"},
+		"host data and half": {"host_data: zero", "host_data: \"" + strings.Repeat("01", 32) + "0\""},
+		"host data and more": {"host_data: zero", "host_data: \"" + strings.Repeat("01", 32) + "xx\""},
+		"host data no hex":   {"host_data: zero", "host_data: \"" + strings.Repeat("0g", 32) + "\""},
+		// Fields that come from elsewhere than their own name.
+		"an anchor":      {"host_data: zero", "host_data: &a zero"},
+		"an alias":       {"signers: [vcek, vlek]", "signers: [&a vcek, *a]"},
+		"a merge key":    {"host_data: zero", "<<: {host_data: any}"},
+		"one more":       {"host_data: zero", "host_data: zero\n<<: {allow_masked_chip_id: true}"},
+		"one among bits": {"debug: forbidden", "<<: {debug: any}"},
+		"field repeated": {"host_data: zero", "host_data: zero\n\"host_data\": any"},
+		"bit repeated":   {"debug: forbidden", "debug: forbidden\n    debug: any"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := attest.ParsePolicy(edit(t, c[0], c[1]), "p.yaml"); err == nil {
 				t.Error("accepted")
 			}
 		})
+	}
+	// Words that some versions of YAML take for true and false, in any case: the
+	// policy would say one thing here and another elsewhere. In quotes they are words.
+	for _, word := range []string{"y", "n", "yes", "no", "on", "off"} {
+		for _, w := range []string{word, strings.ToUpper(word), strings.ToUpper(word[:1]) + word[1:]} {
+			for _, text := range [][]byte{edit(t, "host_data: zero", "host_data: zero\nallow_masked_chip_id: "+w), edit(t, "name: default", "name: "+w)} {
+				if _, err := attest.ParsePolicy(text, "p.yaml"); err == nil || !strings.Contains(err.Error(), "expected true or false") {
+					t.Errorf("%s: %v", w, err)
+				}
+			}
+			p, err := attest.ParsePolicy(edit(t, "name: default", "name: \""+w+"\""), "p.yaml")
+			if err != nil || p.Name != w {
+				t.Errorf("%q as a name: %v", w, err)
+			}
+		}
+	}
+	// Numbers: those that all versions of YAML read as the same.
+	for number, want := range map[string]uint64{
+		"0": 0, "7": 7, "10": 10, "0x0": 0, "0x1F": 31, "0xff": 255, "18446744073709551615": 1<<64 - 1,
+	} {
+		p, err := attest.ParsePolicy(edit(t, "host_data: zero", "host_data: zero\nmitigations: {launch: "+number+"}"), "p.yaml")
+		if err != nil || p.Mitigations.Launch != want {
+			t.Errorf("%s: %+v, %v", number, p, err)
+		}
+	}
+	for _, number := range []string{"00", "017", "+017", "0o17", "+7", "1_000", "0x1_0", "0b11", "-0", "017_0", "7.0", "1e3", ".inf", "1:30"} {
+		if p, err := attest.ParsePolicy(edit(t, "host_data: zero", "host_data: zero\nmitigations: {launch: "+number+"}"), "p.yaml"); err == nil {
+			t.Errorf("%s was accepted as %d", number, p.Mitigations.Launch)
+		}
 	}
 	// Hexadecimal numbers are good, and so is a mask of 64 bits.
 	p, err := attest.ParsePolicy(edit(t, "host_data: zero", "host_data: zero\nmitigations: {launch: 0x2, current: 0xFFFFFFFFFFFFFFFF}"), "p.yaml")
@@ -318,6 +365,46 @@ func TestPolicyBorders(t *testing.T) {
 	q.TCB.Floors = attest.FloorSource{Name: "table", Table: &attest.FloorTable{Version: 1, Date: "2026-01-01", Floors: []attest.Floor{{CPUID: "19-01-01"}}}}
 	if err := q.Validate(); err == nil || !strings.Contains(err.Error(), `cpuid is "19-01-01", expected family/model/stepping`) {
 		t.Errorf("error is %v", err)
+	}
+}
+
+// nodesOf counts what a YAML document consists of.
+func nodesOf(n *yaml.Node) int {
+	sum := 1
+	for _, c := range n.Content {
+		sum += nodesOf(c)
+	}
+	return sum
+}
+
+// The time to read a policy grows with the square of its values: so many, and not
+// one more.
+func TestPolicyValues(t *testing.T) {
+	for n, good := range map[int]bool{8192: true, 8193: false} {
+		with := func(zeros int) []byte { return edit(t, "vmpl: [0]", "vmpl: [0"+strings.Repeat(",0", zeros)+"]") }
+		var doc yaml.Node
+		if err := yaml.Unmarshal(attest.DefaultPolicyYAML(), &doc); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := attest.ParsePolicy(with(n-nodesOf(&doc)), "p"); (err == nil) != good {
+			t.Errorf("%d values: %v", n, err)
+		}
+	}
+}
+
+// A policy that is written and read again accepts what it accepted, not more.
+func TestProductsRoundTrip(t *testing.T) {
+	for _, products := range []attest.NameList{nil, {"Genoa"}, {"Milan", "Turin"}} {
+		p := attest.DefaultPolicy()
+		p.Products = products
+		text, err := p.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := attest.ParsePolicy(text, "p")
+		if err != nil || !slices.Equal(again.Products, products) {
+			t.Errorf("%v: found %v, %v", products, again, err)
+		}
 	}
 }
 

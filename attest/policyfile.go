@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -17,12 +18,15 @@ import (
 const (
 	maxPolicySize  = 64 << 10
 	maxPolicyNodes = 8192
-	maxPolicyDepth = 16
 )
 
+// plainInt is an integer that all YAML versions read as one and the same: 017,
+// 0o17 and 1_000 are others in others.
+var plainInt = regexp.MustCompile(`^(0|[1-9][0-9]*|0x[0-9a-f]+)$`)
+
 // decodeYAML reads one document strictly: known fields only, no duplicate keys,
-// no anchors, aliases or tags, no scalars that YAML versions read differently
-// (yes and no as booleans, 017 as octal, floats as integers).
+// no anchors, aliases, merge keys or tags, no scalars that YAML versions read
+// differently (yes and no as booleans, 017 as octal, floats as integers).
 func decodeYAML(text []byte, name string, into any) error {
 	if len(text) > maxPolicySize {
 		return fmt.Errorf("%s: found %d bytes, expected at most %d", name, len(text), maxPolicySize)
@@ -42,7 +46,7 @@ func decodeYAML(text []byte, name string, into any) error {
 		return fmt.Errorf("%s: more than one document", name)
 	}
 	nodes := 0
-	if err := plainNode(&doc, 0, &nodes); err != nil {
+	if err := plainNode(&doc, &nodes); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	strict := yaml.NewDecoder(bytes.NewReader(text))
@@ -56,44 +60,36 @@ func decodeYAML(text []byte, name string, into any) error {
 // plainNode refuses what makes YAML mean different things to different readers,
 // and what would take long to read: the decoder compares every key with every
 // other.
-func plainNode(n *yaml.Node, depth int, nodes *int) error {
+func plainNode(n *yaml.Node, nodes *int) error {
 	fault := func(what string) error { return fmt.Errorf("line %d: %s", n.Line, what) }
 	*nodes++
 	switch {
-	case depth > maxPolicyDepth:
-		return fault("nested too deeply")
 	case *nodes > maxPolicyNodes:
 		return fault("too many values")
-	case n.Kind == yaml.AliasNode || n.Anchor != "":
+	case n.Anchor != "":
+		// Every alias comes after its anchor.
 		return fault("anchors and aliases are not accepted")
+	case n.Tag == "!!merge":
+		// A field could be set where its name is not.
+		return fault("merge keys are not accepted")
 	case n.Style&yaml.TaggedStyle != 0:
 		return fault("tags are not accepted")
 	}
-	if n.Kind == yaml.MappingNode {
-		seen := map[string]bool{}
-		for i := 0; i < len(n.Content); i += 2 {
-			k := n.Content[i]
-			if seen[k.Value] {
-				return fmt.Errorf("line %d: field %q is repeated", k.Line, k.Value)
-			}
-			seen[k.Value] = true
-		}
-	}
-	if n.Kind == yaml.ScalarNode && n.Style == 0 {
+	if n.Style == 0 {
 		v := strings.ToLower(n.Value)
 		switch {
 		case v == "yes" || v == "no" || v == "on" || v == "off" || v == "y" || v == "n":
 			return fault(fmt.Sprintf("found %q, expected true or false (or the word in quotes)", n.Value))
 		case n.Tag == "!!float":
 			return fault(fmt.Sprintf("found the number %s, expected an integer (or a version in quotes)", n.Value))
-		case n.Tag == "!!int" && len(v) > 1 && v[0] == '0' && v[1] != 'x':
+		case n.Tag == "!!int" && !plainInt.MatchString(v):
 			return fault(fmt.Sprintf("found %s, expected a decimal or 0x number", n.Value))
 		case n.Tag == "!!null":
 			return fault("a value is missing")
 		}
 	}
 	for _, c := range n.Content {
-		if err := plainNode(c, depth+1, nodes); err != nil {
+		if err := plainNode(c, nodes); err != nil {
 			return err
 		}
 	}
@@ -106,7 +102,6 @@ func (l *NameList) UnmarshalYAML(n *yaml.Node) error {
 		if n.Value != "any" {
 			return fmt.Errorf("line %d: found %q, expected any or a list", n.Line, n.Value)
 		}
-		*l = nil
 		return nil
 	}
 	var names []string
