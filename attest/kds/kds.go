@@ -37,7 +37,7 @@ type Options struct {
 	// Transport; nil means http.DefaultTransport: TLS 1.2 or later, and the proxy
 	// settings of the environment.
 	Transport http.RoundTripper
-	// Attempts is how often a request is tried; zero means 5.
+	// Attempts is how often a request is tried; zero means 5, less means once.
 	Attempts int
 	// Timeout bounds each try; zero means 15 seconds.
 	Timeout time.Duration
@@ -126,7 +126,7 @@ func (c *Client) Get(ctx context.Context, rawURL string) ([]byte, error) {
 			return data, nil
 		}
 		var final finalError
-		if errors.As(err, &final) || try == c.o.Attempts {
+		if errors.As(err, &final) || try >= c.o.Attempts {
 			return nil, fmt.Errorf("%w: %s: try %d: %w", ErrUnavailable, req.URL, try, err)
 		}
 		wait := min(max(pause, after), c.o.Longest)
@@ -135,7 +135,7 @@ func (c *Client) Get(ctx context.Context, rawURL string) ([]byte, error) {
 		if err := c.o.Sleep(ctx, wait); err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrUnavailable, req.URL, err)
 		}
-		pause *= 2
+		pause = min(2*pause, c.o.Longest)
 	}
 }
 

@@ -251,6 +251,19 @@ func TestOptions(t *testing.T) {
 	if s.timeout < 30*time.Minute || s.timeout > time.Hour {
 		t.Errorf("a try was given %v", s.timeout)
 	}
+	// However many tries: the pauses stay the longest, and less than one try is one.
+	for attempts, asked := range map[int]int{-1: 1, 1: 1, 100: 100} {
+		var answers []answer
+		for range 101 {
+			answers = append(answers, status(503))
+		}
+		s := &service{answers: answers}
+		last := time.Minute
+		c := kds.New(kds.Options{Transport: s, Attempts: attempts, Longest: time.Minute, Sleep: func(_ context.Context, d time.Duration) error { last = d; return nil }})
+		if _, err := c.Get(t.Context(), vcekURL); !errors.Is(err, kds.ErrUnavailable) || len(s.asked) != asked || last < time.Minute {
+			t.Errorf("%d attempts: %v, asked %d times, last after %v", attempts, err, len(s.asked), last)
+		}
+	}
 	// A try is bounded when nothing is said, too.
 	g, s, _ := client(ok(leaf()))
 	if _, err := g.Get(t.Context(), vcekURL); err != nil || s.timeout <= 0 || s.timeout > 15*time.Second {
