@@ -10,8 +10,10 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -111,6 +113,8 @@ func TestV30_RuntimeData(t *testing.T) {
 		"exponent 3":        runtimeData(strings.Replace(good, "AQAB", "Aw", 1)),
 		"elliptic":          runtimeData(strings.Replace(good, `"RSA"`, `"EC"`, 1)),
 		"short modulus":     runtimeData(jwk("HCLAkPub", `"sign"`, akModulus()[:255])),
+		"leading zero":      runtimeData(jwk("HCLAkPub", `"sign"`, append([]byte{0}, akModulus()...))),
+		"key no object":     runtimeData(good, "5"),
 		"even modulus":      runtimeData(jwk("HCLAkPub", `"sign"`, even)),
 		"modulus no base64": runtimeData(`{"kid":"HCLAkPub","key_ops":["sign"],"kty":"RSA","e":"AQAB","n":"!"}`),
 		"repeated member":   []byte(`{"keys":[` + good + `],"keys":[]}`),
@@ -123,6 +127,18 @@ func TestV30_RuntimeData(t *testing.T) {
 			m, ev := azure(runtime)
 			want(t, judgeAzure(t, m, ev), badManifest)
 		})
+	}
+	// What is at fault is said.
+	for says, runtime := range map[string][]byte{
+		"runtime data: unexpected EOF":                nil,
+		"runtime data: HCLAkPub: n: illegal base64":   runtimeData(strings.Replace(good, `"n":"`, `"n":"!`, 1)),
+		"runtime data: no key HCLAkPub":               runtimeData(),
+		"runtime data: keys: json: cannot unmarshal ": []byte(`{"keys":5}`),
+	} {
+		m, ev := azure(runtime)
+		if f := found(judgeAzure(t, m, ev), attest.CheckManifest); !strings.HasPrefix(f, says) {
+			t.Errorf("found %q, expected %q", f, says)
+		}
 	}
 	// The digest is not the runtime data's; or what follows it is not zeros.
 	m, ev = azure(runtimeData(good))
@@ -207,6 +223,15 @@ func TestV31_HCLEnvelope(t *testing.T) {
 	if _, err := attest.ParseHCL(good[:len(good)-200]); err != nil {
 		t.Errorf("without padding: %v", err)
 	}
+	// An envelope may be as short as one without runtime data, and 64 KiB long.
+	for n, b := range map[int][]byte{
+		32 + 1184 + 20: hclReport(report, nil)[:32+1184+20],
+		64 << 10:       append(bytes.Clone(good), make([]byte, 64<<10-len(good))...),
+	} {
+		if h, err := attest.ParseHCL(b); err != nil || len(b) != n || !bytes.Equal(h.Report, report) {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
 	data := 32 + 1184
 	at := func(off int, v uint32) func([]byte) []byte {
 		return func(b []byte) []byte { le.PutUint32(b[off:], v); return b }
@@ -232,7 +257,7 @@ func TestV31_HCLEnvelope(t *testing.T) {
 			return b
 		},
 		"bytes behind":    func(b []byte) []byte { b[len(b)-1] = 1; return b },
-		"64 KiB and more": func(b []byte) []byte { return append(b, make([]byte, 64<<10)...) },
+		"64 KiB and more": func(b []byte) []byte { return append(b, make([]byte, 64<<10+1-len(b))...) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := attest.ParseHCL(edit(bytes.Clone(good))); err == nil {
@@ -351,4 +376,71 @@ func TestQuoteByRSAPSS(t *testing.T) {
 		ev.QuoteSignature[20] ^= 1
 	}
 	want(t, judge(t, m), is(attest.CheckQuoteSignature, attest.ReasonQuoteSignature))
+}
+
+// numbers is bytes as version 0 of Azure evidence has them.
+func numbers(b []byte) string {
+	list := make([]string, len(b))
+	for i, c := range b {
+		list[i] = strconv.Itoa(int(c))
+	}
+	return "[" + strings.Join(list, ",") + "]"
+}
+
+// What a piece of Azure evidence holds is either wholly readable or refused, also
+// where it is of no further use.
+func TestAzureEvidenceRefused(t *testing.T) {
+	m, _ := azure(nil)
+	pemOf := func(n int) string {
+		der := m.LeafCertificate().Raw
+		return strings.Repeat(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), n)
+	}
+	vcek := pemOf(1) + strings.Repeat("\n", 2-(len(pemOf(1))+2)%3) // three bytes each are four digits
+	hcl := hclReport(m.SignedReport([64]byte{}), nil)
+	version0 := func(vcek, pcr, message string) string {
+		v, err := json.Marshal(vcek)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf(`{"report":%s,"vcek":%s,"quote":{"message":%s,"pcrs":[%s],"signature":[7]}}`, numbers(hcl), v, message, pcr)
+	}
+	url := base64.RawURLEncoding.EncodeToString
+	version1 := func(vcek, more string) string {
+		return fmt.Sprintf(`{"version":1,"hcl_report":%q,"vcek":%q,"tpm_quote":{"message":"00ff","pcrs":["00ff"],"signature":"07"}%s}`, url(hcl), vcek, more)
+	}
+	for name, text := range map[string]string{
+		"version 0":             version0(vcek, "[0,255]", "[0,255]"),
+		"version 1":             version1(url([]byte(vcek)), ""),
+		"version 1, unused":     version1(url([]byte(vcek)), `,"report":[]`),
+		"base64 with its signs": version1(base64.URLEncoding.EncodeToString([]byte(vcek+"\n")), ""),
+	} {
+		ev, err := attest.ParseAzure([]byte(text), []byte("challenge"))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if b := []byte{0, 255}; len(ev.PCRs) != 1 || !bytes.Equal(ev.PCRs[0].Value, b) || !bytes.Equal(ev.Quote, b) {
+			t.Errorf("%s: %+v", name, ev)
+		}
+	}
+	for _, c := range []struct{ name, text, says string }{
+		{"byte 256", version0(vcek, "[256]", "[0]"), "found 256, expected a byte"},
+		{"byte -1", version0(vcek, "[-1]", "[0]"), "found -1, expected a byte"},
+		{"byte 1.5", version0(vcek, "[1.5]", "[0]"), "found 1.5, expected a byte"},
+		{"list of text", version0(vcek, `["x"]`, "[0]"), "invalid number"},
+		{"base64 for a list", version0(vcek, `"AP8="`, "[0]"), "cannot unmarshal"},
+		{"message of 300", version0(vcek, "[0]", "[300]"), "found 300, expected a byte"},
+		{"no certificate", version0("", "[0]", "[0]"), "azure evidence: vcek: "},
+		{"two certificates", version0(pemOf(2), "[0]", "[0]"), "found 2 certificates, expected one"},
+		{"a CRL", version0(string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: m.Signer.CRL(nil, nil)})), "[0]", "[0]"), "found 0 certificates, expected one"},
+		{"no PEM", version0(vcek+"x", "[0]", "[0]"), "no PEM at the end"},
+		{"VCEK no text", strings.Replace(version0(vcek, "[0]", "[0]"), `"vcek":`, `"vcek":5,"x":`, 1), `"x"`},
+		{"VCEK a number", `{"vcek":5}`, "cannot unmarshal"},
+		{"base64 and more", version1(url([]byte(vcek))+"!", ""), "vcek: illegal base64"},
+		{"unused bytes", version1(url([]byte(vcek)), `,"report":[256]`), "found 256, expected a byte"},
+		{"unknown", version1(url([]byte(vcek)), `,"unknown":1`), `"unknown"`},
+		{"quote of version 1 in version 0", strings.Replace(version1(url([]byte(vcek)), ""), `"version":1,`, "", 1), "azure evidence: quote: "},
+	} {
+		if _, err := attest.ParseAzure([]byte(c.text), []byte("challenge")); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: error is %v, expected %q", c.name, err, c.says)
+		}
+	}
 }

@@ -495,6 +495,10 @@ func TestV15_AKNotInTheVTPM(t *testing.T) {
 	m = genoa()
 	_, v = live(t, m, attesttest.NewVTPM(5, false), attest.ChallengeOptions{})
 	want(t, v, notResident)
+	// It was the TPM that refused, not a secret that differed.
+	if f := found(v, attest.CheckAKResident); !strings.HasPrefix(f, "the guest's agent says ") {
+		t.Errorf("found %q", f)
+	}
 	// Saved evidence cannot show it; a manifest that lists the AK can.
 	saved := judge(t, genoa())
 	if c := check(t, saved, attest.CheckAKResident); c.Status != attest.NotApplicable || c.Note != "only a live challenge can show this" {

@@ -107,6 +107,11 @@ func TestV32_AgentThatFails(t *testing.T) {
 			c.Write(frame(evidence.FrameEvidence, genoa().Evidence()))
 			time.Sleep(2 * time.Second)
 		}, timeout, true},
+		"answers no credential": {func(c net.Conn) {
+			challengeTaken(c)
+			c.Write(frame(evidence.FrameEvidence, genoa().Evidence()))
+			c.Write(frame(evidence.FrameActivated, evidence.Activated{CertInfo: make([]byte, 32)}))
+		}, timeout, true},
 		"no answer to credential": {func(c net.Conn) {
 			challengeTaken(c)
 			c.Write(frame(evidence.FrameEvidence, genoa().Evidence()))
@@ -226,8 +231,11 @@ func TestKeysUnfitForACredential(t *testing.T) {
 		"EK empty":     func(ev *evidence.Evidence) { ev.EKPublic = nil },
 		"EK is the AK": func(ev *evidence.Evidence) { ev.EKPublic = ev.AKPublic },
 		"EK even":      func(ev *evidence.Evidence) { ev.EKPublic[len(ev.EKPublic)-1] &^= 1 },
-		"AK garbage":   func(ev *evidence.Evidence) { ev.AKPublic = []byte("AK") },
-		"AK SHA-1":     func(ev *evidence.Evidence) { ev.AKPublic[5] = 4 },
+		"EK 2047 bits": func(ev *evidence.Evidence) { ev.EKPublic[len(ev.EKPublic)-256] &^= 0x80 },
+		// A key that may leave its TPM can open credentials elsewhere.
+		"EK not fixedTPM": func(ev *evidence.Evidence) { ev.EKPublic[9] &^= 2 },
+		"AK garbage":      func(ev *evidence.Evidence) { ev.AKPublic = []byte("AK") },
+		"AK SHA-1":        func(ev *evidence.Evidence) { ev.AKPublic[5] = 4 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := withEvidence(edit)

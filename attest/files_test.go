@@ -39,6 +39,7 @@ func TestSplitReport(t *testing.T) {
 		"base64":            []byte(base64.StdEncoding.EncodeToString(whole)),
 		"base64 on lines":   wrapped(base64.StdEncoding.EncodeToString(whole)),
 		"base64url":         []byte(base64.RawURLEncoding.EncodeToString(whole)),
+		"hex with spaces":   bytes.ReplaceAll(wrapped(hex.EncodeToString(whole)), []byte("\r\n"), []byte(" \t")),
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, c, err := attest.SplitReport(data)
@@ -67,8 +68,38 @@ func TestSplitReport(t *testing.T) {
 			}
 		})
 	}
-	if _, _, err := attest.SplitReport(raw[:10]); !errors.Is(err, attest.ErrReportLength) {
-		t.Errorf("error is %v", err)
+	for _, data := range [][]byte{raw[:10], nil} {
+		if _, _, err := attest.SplitReport(data); !errors.Is(err, attest.ErrReportLength) {
+			t.Errorf("error is %v", err)
+		}
+	}
+}
+
+// Text is never taken for a report's bytes, however long it is, nor are bytes for
+// text.
+func TestTextIsNoReport(t *testing.T) {
+	digits := []byte(hex.EncodeToString(genoa().SignedReport([64]byte{1})))
+	for says, text := range map[string][]byte{
+		"report: neither hexadecimal nor base64": bytes.Repeat([]byte("~"), attest.ReportSize),
+		"report: found JSON":                     []byte(` {"report": ""}`),
+	} {
+		if _, _, err := attest.SplitReport(text); err == nil || !strings.HasPrefix(err.Error(), says) {
+			t.Errorf("error is %v, expected %q", err, says)
+		}
+	}
+	for _, c := range []byte{0x00, 0x1F, 0x7F, 0xA5} {
+		data := bytes.Repeat([]byte{c}, attest.ReportSize)
+		if r, _, err := attest.SplitReport(data); err != nil || !bytes.Equal(r, data) {
+			t.Errorf("bytes %#02x: %v", c, err)
+		}
+	}
+	// White space counts for the size of a file.
+	padded := append(digits, bytes.Repeat([]byte(" "), attest.MaxReportFile-len(digits))...)
+	if _, _, err := attest.SplitReport(padded); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := attest.SplitReport(append(padded, ' ')); err == nil {
+		t.Error("a file that is too long was accepted")
 	}
 }
 

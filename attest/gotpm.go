@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -100,8 +101,8 @@ func parsePB(b []byte) (pbMessage, error) {
 			return nil, fmt.Errorf("%w: more than %d fields", ErrGoTPM, maxPBFields)
 		}
 		num, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return nil, fmt.Errorf("%w: %w", ErrGoTPM, protowire.ParseError(n))
+		if err := protowire.ParseError(n); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrGoTPM, err)
 		}
 		b = b[n:]
 		f := pbField{num: num}
@@ -113,8 +114,8 @@ func parsePB(b []byte) (pbMessage, error) {
 		default:
 			return nil, fmt.Errorf("%w: field %d has wire type %d", ErrGoTPM, num, kind)
 		}
-		if n < 0 {
-			return nil, fmt.Errorf("%w: field %d: %w", ErrGoTPM, num, protowire.ParseError(n))
+		if err := protowire.ParseError(n); err != nil {
+			return nil, fmt.Errorf("%w: field %d: %w", ErrGoTPM, num, err)
 		}
 		b = b[n:]
 		m = append(m, f)
@@ -192,7 +193,7 @@ func readGoTPMKeys(ev *evidence.Evidence) error {
 		return fmt.Errorf("%w: %w", ErrGoTPM, err)
 	}
 	for _, k := range keys {
-		if len(k.raw) > len(ekPrefix) && string(k.raw[:len(ekPrefix)]) == string(ekPrefix) {
+		if bytes.HasPrefix(k.raw, ekPrefix) {
 			ev.EKPublic = sized2B(k.raw)
 			return nil
 		}
@@ -251,14 +252,11 @@ func reportFromPB(m pbMessage) ([]byte, error) {
 			copy(out[rf.off:], f.bytes)
 			continue
 		}
-		if rf.n < 8 && f.number>>(8*rf.n) != 0 {
+		if f.number>>(8*rf.n) != 0 {
 			return nil, fmt.Errorf("%w: report field %d is %#x, expected %d bytes", ErrGoTPM, rf.num, f.number, rf.n)
 		}
 		for i := range rf.n {
-			// Fields that a version does not have are zero in the message.
-			if b := byte(f.number >> (8 * i)); b != 0 {
-				out[rf.off+i] = b
-			}
+			out[rf.off+i] = byte(f.number >> (8 * i))
 		}
 	}
 	f, err := m.one(pbReportCPUID)
@@ -426,9 +424,6 @@ func reportToPB(r *Report) []byte {
 	for _, rf := range pbReport {
 		if !rf.integer {
 			out = pbBytes(out, rf.num, r.Raw[rf.off:rf.off+rf.n])
-			continue
-		}
-		if rf.off >= offLaunchMit && r.Version < mitigationVersion {
 			continue
 		}
 		var v uint64

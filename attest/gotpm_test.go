@@ -71,8 +71,8 @@ func TestGoTPMReportIsGoSevGuests(t *testing.T) {
 	if !bytes.Equal(raw, ev.Report) {
 		t.Error("go-sev-guest reads another report")
 	}
-	if !bytes.Equal(att.CertificateChain.VcekCert, m.LeafCertificate().RawTBSCertificate) && len(att.CertificateChain.VcekCert) == 0 {
-		t.Error("go-sev-guest finds no VCEK")
+	if !bytes.Equal(att.CertificateChain.VcekCert, m.LeafCertificate().Raw) {
+		t.Error("go-sev-guest finds another VCEK")
 	}
 	// And back: what go-sev-guest writes, we read.
 	theirs, err := proto.Marshal(&att)
@@ -141,6 +141,7 @@ func TestGoTPMMalformed(t *testing.T) {
 		"no AK":         func(ev *evidence.Evidence) { ev.AKPublic = nil },
 		"bad cert list": func(ev *evidence.Evidence) { ev.Certificates = []byte{1} },
 		"PCR 24":        func(ev *evidence.Evidence) { ev.PCRs[0].PCR = 24 },
+		"PCR -1":        func(ev *evidence.Evidence) { ev.PCRs[0].PCR = -1 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			ev := genoa().Evidence()

@@ -119,8 +119,8 @@ func runtimeAK(runtime []byte) (*tpmPublic, error) {
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("runtime data: %s: n: %w", hclAK, err)
-	case ak.KTY != "RSA" || ak.E != "AQAB" || len(n) != 256:
-		return nil, fmt.Errorf("runtime data: %s: found kty %q, e %q, n of %d bytes, expected RSA, AQAB, 256", hclAK, ak.KTY, ak.E, len(n))
+	case ak.KTY != "RSA" || ak.E != "AQAB":
+		return nil, fmt.Errorf("runtime data: %s: found kty %q, e %q, expected RSA, AQAB", hclAK, ak.KTY, ak.E)
 	case len(ak.KeyOps) != 1 || ak.KeyOps[0] != "sign":
 		return nil, fmt.Errorf("runtime data: %s: key_ops is %q, expected sign alone", hclAK, ak.KeyOps)
 	}
@@ -199,8 +199,11 @@ func ParseAzure(data, nonce []byte) (*evidence.Evidence, error) {
 		ev.PCRs = append(ev.PCRs, evidence.PCR{PCR: i, Value: v})
 	}
 	b, err := ParseBundle(doc.vcek)
-	if err != nil || len(b.Certificates) != 1 {
-		return nil, fmt.Errorf("azure evidence: vcek: expected one certificate (%w)", err)
+	if err != nil {
+		return nil, fmt.Errorf("azure evidence: vcek: %w", err)
+	}
+	if len(b.Certificates) != 1 {
+		return nil, fmt.Errorf("azure evidence: vcek: found %d certificates, expected one", len(b.Certificates))
 	}
 	ev.Certificates = EncodeCertTable([]CertEntry{{GUID: GUIDVCEK, Data: b.Certificates[0].Raw}})
 	return ev, nil
@@ -219,7 +222,7 @@ func readAzure(data []byte) (*azureEvidence, error) {
 		Version *int            `json:"version"`
 		Report  byteList        `json:"report"`
 		HCL     base64URL       `json:"hcl_report"`
-		VCEK    json.RawMessage `json:"vcek"`
+		VCEK    string          `json:"vcek"` // PEM, or base64url of DER
 		Quote   json.RawMessage `json:"quote"`
 		TPM     json.RawMessage `json:"tpm_quote"`
 	}
@@ -238,11 +241,7 @@ func readAzure(data []byte) (*azureEvidence, error) {
 		if err := strictjson.Unmarshal(v.Quote, &q, maxAzure, what+": quote"); err != nil {
 			return nil, err
 		}
-		var text string
-		if err := json.Unmarshal(v.VCEK, &text); err != nil {
-			return nil, fmt.Errorf("%s: vcek: %w", what, err)
-		}
-		out.hcl, out.vcek = v.Report, []byte(text)
+		out.hcl, out.vcek = v.Report, []byte(v.VCEK)
 		out.message, out.signature = q.Message, q.Signature
 		for _, p := range q.PCRs {
 			out.pcrs = append(out.pcrs, p)
@@ -262,7 +261,7 @@ func readAzure(data []byte) (*azureEvidence, error) {
 			out.pcrs = append(out.pcrs, p)
 		}
 		var der base64URL
-		if err := json.Unmarshal(v.VCEK, &der); err != nil {
+		if err := der.UnmarshalText([]byte(v.VCEK)); err != nil {
 			return nil, fmt.Errorf("%s: vcek: %w", what, err)
 		}
 		out.vcek = der

@@ -52,7 +52,7 @@ func isText(data []byte) bool {
 			return false
 		}
 	}
-	return len(data) > 0
+	return true
 }
 
 // decodeText reads hexadecimal, or base64 of either alphabet with or without
@@ -62,9 +62,7 @@ func decodeText(data []byte) ([]byte, error) {
 	if bytes.HasPrefix(text, []byte("{")) {
 		return nil, errors.New("report: found JSON, expected a bare report: evidence has commands of its own")
 	}
-	if digits, ok := bytes.CutPrefix(text, []byte("0x")); ok {
-		text = digits
-	}
+	text = bytes.TrimPrefix(text, []byte("0x"))
 	if out, err := hex.DecodeString(string(text)); err == nil {
 		return out, nil
 	}
