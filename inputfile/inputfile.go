@@ -101,6 +101,12 @@ func Read(path string, limit int64) ([]byte, error) {
 	return data, nil
 }
 
+// What SHA256 reads at a time, and how many of these are under way.
+const (
+	hashChunk   = 256 << 10
+	hashBuffers = 4
+)
+
 // SHA256 returns the hash of a regular file of at most limit bytes, without
 // holding it in memory.
 func SHA256(path string, limit int64) ([sha256.Size]byte, error) {
@@ -110,16 +116,33 @@ func SHA256(path string, limit int64) ([sha256.Size]byte, error) {
 		return sum, err
 	}
 	defer f.Close()
-	h := sha256.New()
-	// Small enough to stay in a processor's cache between the copy and the hash.
-	buf := make([]byte, 128<<10)
-	for left := size; left > 0; {
-		n, err := io.ReadFull(f, buf[:min(left, int64(len(buf)))])
-		if err != nil {
-			return sum, changed(path, err)
+	// One reads while the other hashes: for a kernel, copying its bytes out of the
+	// page cache takes an eighth of the time that hashing them does.
+	full, free := make(chan []byte, hashBuffers), make(chan []byte, hashBuffers)
+	for range min(hashBuffers, size/hashChunk+1) {
+		free <- make([]byte, min(hashChunk, size))
+	}
+	var readErr error // set before full is closed
+	go func() {
+		defer close(full)
+		for left := size; left > 0; {
+			buf := <-free
+			n, err := io.ReadFull(f, buf[:min(left, int64(len(buf)))])
+			if err != nil {
+				readErr = err
+				return
+			}
+			full <- buf[:n]
+			left -= int64(n)
 		}
-		h.Write(buf[:n])
-		left -= int64(n)
+	}()
+	h := sha256.New()
+	for buf := range full {
+		h.Write(buf)
+		free <- buf[:cap(buf)]
+	}
+	if readErr != nil {
+		return sum, changed(path, readErr)
 	}
 	if err := atEnd(path, f); err != nil {
 		return sum, err

@@ -81,3 +81,20 @@ func TestReadAll(t *testing.T) {
 		t.Errorf("found %q and error %v, expected 1234", got, err)
 	}
 }
+
+// TestSHA256: the hash is the file's, however much of it is under way at a time.
+func TestSHA256(t *testing.T) {
+	for _, size := range []int{0, 1, hashChunk - 1, hashChunk, hashChunk + 1, (2*hashBuffers+1)*hashChunk + 17} {
+		data := make([]byte, size)
+		for i := range data {
+			data[i] = byte(i >> 3 * 7)
+		}
+		path := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if sum, err := SHA256(path, int64(size)); err != nil || sum != sha256.Sum256(data) {
+			t.Errorf("%d bytes: found %x (%v)", size, sum, err)
+		}
+	}
+}
