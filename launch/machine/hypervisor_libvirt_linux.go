@@ -136,6 +136,9 @@ func (v *libvirtVM) connect(ctx context.Context, place libvirtd.Place) (version 
 			return err
 		})
 	}
+	if err != nil && ctx.Err() != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return "", err // the launch ended meanwhile: nothing is said about libvirt
+	}
 	if err != nil {
 		if v.remote {
 			err = v.sshSays(err)

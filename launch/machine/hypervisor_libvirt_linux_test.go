@@ -89,3 +89,29 @@ func TestLibvirtRefusesForWantOfHardware(t *testing.T) {
 		t.Errorf("found class %d", classOf(err))
 	}
 }
+
+// TestLibvirtIsNotBlamed: a launch that ends for another reason while libvirt is
+// asked says that reason, and nothing about libvirt.
+func TestLibvirtIsNotBlamed(t *testing.T) {
+	daemon := libvirtdtest.Daemon{Silent: map[uint32]bool{libvirtdtest.ProcLibVersion: true}}
+	_, path := launchtest.SpecDir(t, "backend: libvirt", "libvirt: {uri: 'qemu:///session'}")
+	spec, err := launch.ReadSpec(path, launch.SpecFileOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newLibvirtVM(&supervisor{job: &job{RuntimeDir: daemon.Listen(t)}, plan: &launch.Plan{Spec: spec}})
+	place, err := libvirtd.ParseURI(spec.Libvirt.URI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("the vTPM's process (swtpm) ended")
+	time.AfterFunc(50*time.Millisecond, func() { cancel(why) })
+	_, err = v.connect(ctx, place)
+	if v.conn != nil {
+		defer v.conn.Close()
+	}
+	if !errors.Is(err, why) || classOf(err) != attest.ClassLaunch || strings.Contains(err.Error(), "virsh") {
+		t.Errorf("found class %d: %v, expected class %d: %v", classOf(err), err, attest.ClassLaunch, why)
+	}
+}
