@@ -57,40 +57,51 @@ func TestL13_RecycledPID(t *testing.T) {
 }
 
 // TestSpawnerChildrenDieWithIt: a child dies with the thread that made it, and so
-// with the process.
+// with the process. Many at once, so that one of them meets the process's first
+// thread, which the runtime never ends.
 func TestSpawnerChildrenDieWithIt(t *testing.T) {
-	s := NewSpawner()
-	cmd := exec.Command("sleep", "60")
-	if err := s.Start(cmd); err != nil {
-		t.Skip("sleep is not installed")
-	}
-	if pgid, err := syscall.Getpgid(cmd.Process.Pid); err != nil || pgid != cmd.Process.Pid {
-		t.Errorf("process group %d, %v, expected its own", pgid, err)
-	}
-	runtime.GC() // nothing holds the thread but its goroutine
-	time.Sleep(50 * time.Millisecond)
-	if p, err := Describe("", cmd.Process.Pid); err != nil || !p.alive() {
-		t.Fatalf("the child ended by itself, %v", err)
-	}
-	s.Close()
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	select {
-	case err := <-done:
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-			t.Errorf("ended by %v, expected SIGKILL", err)
+	var spawners [32]*Spawner
+	var children [32]*exec.Cmd
+	for i := range spawners {
+		spawners[i], children[i] = NewSpawner(), exec.Command("sleep", "60")
+		if err := spawners[i].Start(children[i]); err != nil {
+			t.Skip("sleep is not installed")
 		}
-	case <-time.After(5 * time.Second):
-		t.Error("the child outlives its thread")
+		t.Cleanup(func() { children[i].Process.Kill() })
+		pid := children[i].Process.Pid
+		if pgid, err := syscall.Getpgid(pid); err != nil || pgid != pid {
+			t.Errorf("process group %d, %v, expected its own", pgid, err)
+		}
 	}
-	if err := s2start(&exec.Cmd{SysProcAttr: &syscall.SysProcAttr{}}); err == nil {
-		t.Error("attributes that would undo this are accepted")
+	runtime.GC() // nothing holds a thread but its goroutine
+	time.Sleep(50 * time.Millisecond)
+	ended := make(chan error, len(children))
+	for i, cmd := range children {
+		if p, err := Describe("", cmd.Process.Pid); err != nil || !p.alive() {
+			t.Fatalf("a child ended by itself, %v", err)
+		}
+		go func() { ended <- cmd.Wait() }()
+		spawners[i].Close()
+	}
+	deadline := time.After(10 * time.Second)
+	for i := range children {
+		select {
+		case err := <-ended:
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+				t.Errorf("ended by %v, expected SIGKILL", err)
+			}
+		case <-deadline:
+			t.Fatalf("%d children outlive their threads", len(children)-i)
+		}
 	}
 }
 
-func s2start(cmd *exec.Cmd) error {
+// TestSpawnerKeepsItsAttributes: a command that would undo this is refused.
+func TestSpawnerKeepsItsAttributes(t *testing.T) {
 	s := NewSpawner()
 	defer s.Close()
-	return s.Start(cmd)
+	if err := s.Start(&exec.Cmd{SysProcAttr: &syscall.SysProcAttr{}}); err == nil {
+		t.Error("attributes that would undo this are accepted")
+	}
 }

@@ -26,13 +26,34 @@ type spawnRequest struct {
 // children's end: they die with it.
 func NewSpawner() *Spawner {
 	s := &Spawner{requests: make(chan spawnRequest)}
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		for r := range s.requests {
-			r.done <- r.cmd.Start()
-		}
-	}()
+	go s.run()
 	return s
+}
+
+// run makes the children that are asked for, until Close.
+func (s *Spawner) run() {
+	runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+	if syscall.Gettid() == syscall.Getpid() {
+		// The process's first thread alone does not end: the runtime parks it, and
+		// what it made would live on. While it is held here, another goroutine
+		// gets another thread.
+		taken := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(taken)
+			s.serve()
+		}()
+		<-taken
+		runtime.UnlockOSThread()
+		return
+	}
+	s.serve()
+}
+
+func (s *Spawner) serve() {
+	for r := range s.requests {
+		r.done <- r.cmd.Start()
+	}
 }
 
 // Start starts cmd in a process group of its own.
