@@ -357,8 +357,8 @@ func TestPolicyBorders(t *testing.T) {
 			t.Errorf("error is %v, was %v", err, first)
 		}
 	}
-	own := append(bytes.Replace(attest.PermissivePolicyYAML(), []byte("min_version: 2"), []byte("min_version: 9"), 1), '\n')
-	if _, err := attest.ParsePolicy(own, "p"); err == nil || strings.Contains(err.Error(), "checks nothing") {
+	own := bytes.Replace(attest.PermissivePolicyYAML(), []byte("[vcek, vlek]"), []byte("[vcek, vxek]"), 1)
+	if _, err := attest.ParsePolicy(own, "p"); err == nil || !strings.Contains(err.Error(), "vxek") || strings.Contains(err.Error(), "checks nothing") {
 		t.Errorf("error is %v", err)
 	}
 	q := attest.DefaultPolicy()

@@ -475,7 +475,7 @@ func (v *verifier) quote(ev *evidence.Evidence, ak *tpmPublic) *tpmQuote {
 	q, check := checkQuoteForm(ev)
 	v.put(check)
 	var sig *tpmSignature
-	signature := notMade(CheckQuoteSignature, Check{Name: string(CheckAK), Reason: "no key", Class: ClassVTPM})
+	signature := notMade(CheckQuoteSignature, v.checks[CheckAK])
 	if ak != nil {
 		sig, signature = checkQuoteSignature(ev, ak)
 	}
@@ -509,8 +509,16 @@ func (v *verifier) lifecycle(ctx context.Context, ev *evidence.Evidence, ek *tpm
 		v.put(skip(CheckQuoteClock, note), skip(CheckLifecycle, note))
 		return
 	}
-	if v.parsed == nil || ek == nil || q == nil {
-		cause := Check{Name: string(CheckReportLength), Reason: "report, EK or quote cannot be read", Class: ClassVTPM}
+	var cause Check
+	switch {
+	case v.parsed == nil:
+		cause = *v.blocker
+	case ek == nil:
+		cause = v.checks[CheckEK]
+	case q == nil:
+		cause = v.checks[CheckQuoteForm]
+	}
+	if cause.Status == Failed {
 		v.put(notMade(CheckQuoteClock, cause), notMade(CheckLifecycle, cause))
 		return
 	}
