@@ -33,9 +33,13 @@ func run() int {
 		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 		defer stop()
 	}
-	u := newUI()
+	out := &dataWriter{w: os.Stdout}
+	u := newUI(out)
 	app := newApp(u, os.Args)
 	err := app.RunContext(ctx, flagsFirst(app, os.Args))
+	if err == nil && out.err != nil {
+		err = fmt.Errorf("standard output: %w", out.err)
+	}
 	var silent errSilent
 	if err != nil && !errors.As(err, &silent) {
 		u.fail(err)

@@ -26,8 +26,23 @@ type ui struct {
 	getenv   func(string) string
 }
 
-func newUI() *ui {
-	return &ui{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv}
+func newUI(out *dataWriter) *ui {
+	return &ui{in: os.Stdin, out: out, err: os.Stderr, getenv: os.Getenv}
+}
+
+// dataWriter is standard output. It remembers that something could not be written:
+// a file that is cut off, on a full disk, must not pass for data.
+type dataWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (d *dataWriter) Write(p []byte) (int, error) {
+	n, err := d.w.Write(p)
+	if err != nil && d.err == nil {
+		d.err = err
+	}
+	return n, err
 }
 
 // data prints a line for programs.
