@@ -1,12 +1,12 @@
 // Package strictjson decodes JSON documents that came from elsewhere. Where
 // encoding/json is lenient, two programs can read one document in two ways; here
-// a field that is unknown, repeated or spelt in another case, a second document
-// after the first, or invalid UTF-8 is an error.
+// a field that is unknown, repeated or spelt in another case, a list that does not
+// fill its array, or more than fills it, a second document after the first, or
+// invalid UTF-8 is an error.
 package strictjson
 
 import (
 	"bytes"
-	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,7 +20,8 @@ import (
 const maxDepth = 32
 
 // Unmarshal decodes data, at most limit bytes, into v, a pointer. what names the
-// document in errors.
+// document in errors. The fields of embedded structs are not known: which of them
+// encoding/json takes depends on all the others.
 func Unmarshal(data []byte, v any, limit int, what string) error {
 	if len(data) > limit {
 		return fmt.Errorf("%s: found %d bytes, expected at most %d", what, len(data), limit)
@@ -50,15 +51,14 @@ func Unmarshal(data []byte, v any, limit int, what string) error {
 // into.
 type walker struct{ dec *json.Decoder }
 
-var (
-	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
-	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
-)
+var jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
 
-// value reads one value. t is nil where the type is not known.
+// value reads one value. t is nil where the type is not known. path is clipped at
+// every step: with a key of half the document's size, one for each element of a
+// long list would take the square of that.
 func (w walker) value(t reflect.Type, path string, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("%sfound nesting deeper than %d", at(path), maxDepth)
+		return fmt.Errorf("field %q: found nesting deeper than %d", path, maxDepth)
 	}
 	tok, err := w.dec.Token()
 	if err != nil {
@@ -71,23 +71,34 @@ func (w walker) value(t reflect.Type, path string, depth int) error {
 	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if t != nil && (reflect.PointerTo(t).Implements(jsonUnmarshaler) || reflect.PointerTo(t).Implements(textUnmarshaler)) {
-		t = nil
+	if t != nil && reflect.PointerTo(t).Implements(jsonUnmarshaler) {
+		t = nil // what it makes of its value is its own affair
 	}
 	if delim == '{' {
 		return w.object(t, path, depth)
 	}
+	return w.list(t, path, depth)
+}
+
+func (w walker) list(t reflect.Type, path string, depth int) error {
 	var elem reflect.Type
 	if t != nil && (t.Kind() == reflect.Slice || t.Kind() == reflect.Array) {
 		elem = t.Elem()
 	}
-	for i := 0; w.dec.More(); i++ {
-		if err := w.value(elem, fmt.Sprintf("%s[%d]", path, i), depth+1); err != nil {
+	n := 0
+	for ; w.dec.More(); n++ {
+		if err := w.value(elem, clip(fmt.Sprintf("%s[%d]", path, n)), depth+1); err != nil {
 			return err
 		}
 	}
-	_, err = w.dec.Token()
-	return err
+	if _, err := w.dec.Token(); err != nil {
+		return err
+	}
+	// encoding/json drops what is too much, and puts zeros for what is missing.
+	if t != nil && t.Kind() == reflect.Array && n != t.Len() {
+		return fmt.Errorf("field %q: found %d elements, expected %d", path, n, t.Len())
+	}
+	return nil
 }
 
 func (w walker) object(t reflect.Type, path string, depth int) error {
@@ -108,9 +119,9 @@ func (w walker) object(t reflect.Type, path string, depth int) error {
 			return err
 		}
 		key, _ := tok.(string)
-		field := strings.TrimPrefix(path+"."+key, ".")
+		field := clip(strings.TrimPrefix(path+"."+key, "."))
 		if seen[key] {
-			return fmt.Errorf("field %q: found twice", clip(field))
+			return fmt.Errorf("field %q: found twice", field)
 		}
 		seen[key] = true
 		inner := elem
@@ -121,7 +132,7 @@ func (w walker) object(t reflect.Type, path string, depth int) error {
 				}
 				continue
 			}
-			return fmt.Errorf("field %q: not known%s", clip(field), nearest(key, fields))
+			return fmt.Errorf("field %q: not known%s", field, nearest(key, fields))
 		}
 		if err := w.value(inner, field, depth+1); err != nil {
 			return err
@@ -138,21 +149,11 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 		f := t.Field(i)
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		switch {
-		case name == "-" || !f.IsExported():
-		case f.Anonymous && name == "":
-			embedded := f.Type
-			if embedded.Kind() == reflect.Pointer {
-				embedded = embedded.Elem()
-			}
-			for k, v := range fieldsOf(embedded) {
-				if _, ok := out[k]; !ok {
-					out[k] = v
-				}
-			}
-		case name == "":
-			out[f.Name] = f.Type
-		default:
+		case name == "-", !f.IsExported():
+		case name != "":
 			out[name] = f.Type
+		case !f.Anonymous:
+			out[f.Name] = f.Type
 		}
 	}
 	return out
@@ -166,13 +167,6 @@ func nearest(key string, fields map[string]reflect.Type) string {
 		}
 	}
 	return ""
-}
-
-func at(path string) string {
-	if path == "" {
-		return ""
-	}
-	return fmt.Sprintf("field %q: ", clip(path))
 }
 
 func clip(s string) string {
