@@ -14,6 +14,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/evtpm/evtpm/measure"
+	"github.com/evtpm/evtpm/nearest"
 )
 
 // A field is one field of a spec's structs: what its tags say.
@@ -385,12 +386,7 @@ func nameList(t reflect.Type) string {
 
 // suggestion names the known name nearest to one that is not, or all of a few.
 func suggestion(name string, names []string) string {
-	best, distance := "", len(name)/3+2
-	for _, n := range names {
-		if d := editDistance(clip(name), n); d < distance {
-			best, distance = n, d
-		}
-	}
+	best := nearest.Name(name, names)
 	switch {
 	case best != "":
 		return fmt.Sprintf(", nearest is %q", best)
@@ -398,28 +394,6 @@ func suggestion(name string, names []string) string {
 		return ", expected one of " + strings.Join(names, ", ")
 	}
 	return ""
-}
-
-// editDistance is the Levenshtein distance; differences of case count nothing.
-func editDistance(a, b string) int {
-	a, b = strings.ToLower(a), strings.ToLower(b)
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // parseBytes reads exactly size bytes in hex or base64. The lengths of the two

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/evtpm/evtpm/nearest"
 )
 
 // A CPUModel is one of QEMU's AMD CPU models: what CPUID 1.EAX says in a VM
@@ -70,10 +72,10 @@ func CPUSignature(model string) (uint32, error) {
 	if slices.ContainsFunc(otherModels, func(prefix string) bool { return strings.HasPrefix(model, prefix) }) {
 		return 0, fmt.Errorf("CPU model %q: QEMU has it, but it is not an AMD model with SEV, and its signature is not known here", clip(model))
 	}
-	nearest := slices.MinFunc(models, func(a, b CPUModel) int {
-		return editDistance(model, a.Name) - editDistance(model, b.Name)
+	best := slices.MinFunc(models, func(a, b CPUModel) int {
+		return nearest.Distance(model, a.Name) - nearest.Distance(model, b.Name)
 	})
-	return 0, fmt.Errorf("CPU model %q: not an AMD model of QEMU 11.1; the nearest is %q (QEMU: unable to find CPU model '%s')", clip(model), nearest.Name, strings.Trim(strconv.Quote(clip(model)), `"`))
+	return 0, fmt.Errorf("CPU model %q: not an AMD model of QEMU 11.1; the nearest is %q (QEMU: unable to find CPU model '%s')", clip(model), best.Name, strings.Trim(strconv.Quote(clip(model)), `"`))
 }
 
 // otherModels are the names, or how they start, of QEMU's models of other
@@ -106,29 +108,6 @@ func SplitSignature(sig uint32) (family, model, stepping int) {
 	family = int(sig>>8&0xf) + int(sig>>20&0xff)
 	model = int(sig>>4&0xf) | int(sig>>16&0xf)<<4
 	return family, model, int(sig & 0xf)
-}
-
-// editDistance is the Levenshtein distance, case ignored, of names short enough
-// to be names.
-func editDistance(a, b string) int {
-	a, b = strings.ToLower(clip(a)), strings.ToLower(b)
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // clip shortens text from outside before it is worked on or shown.

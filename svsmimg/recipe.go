@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/evtpm/evtpm/nearest"
 )
 
 // Kinds of recipes.
@@ -194,7 +196,7 @@ func checkFields(m *yaml.Node) error {
 		if name == "version" || name == "kind" || slices.Contains(known, name) {
 			continue
 		}
-		err := fmt.Errorf("line %d: field %q: not known%s", m.Content[i].Line, clip(name), nearest(name, known))
+		err := fmt.Errorf("line %d: field %q: not known%s", m.Content[i].Line, clip(name), hint(name, known))
 		for other, fields := range fieldsOf {
 			if slices.Contains(fields, name) {
 				err = fmt.Errorf("line %d: field %q: not for kind %s but for %s", m.Content[i].Line, name, kind, other)
@@ -205,7 +207,7 @@ func checkFields(m *yaml.Node) error {
 	if e := child(m, "expect"); e != nil && e.Kind == yaml.MappingNode {
 		for i := 0; i+1 < len(e.Content); i += 2 {
 			if name := e.Content[i].Value; name != "cpu_model" && name != "vcpus" {
-				errs = append(errs, fmt.Errorf("line %d: field %q: not known%s", e.Content[i].Line, clip("expect."+name), nearest(name, []string{"cpu_model", "vcpus"})))
+				errs = append(errs, fmt.Errorf("line %d: field %q: not known%s", e.Content[i].Line, clip("expect."+name), hint(name, []string{"cpu_model", "vcpus"})))
 			}
 		}
 	}
@@ -221,16 +223,10 @@ func child(m *yaml.Node, name string) *yaml.Node {
 	return nil
 }
 
-// nearest names the known field that a wrong one was meant to be, if one is near.
-func nearest(name string, known []string) string {
-	fold := func(s string) string {
-		return strings.NewReplacer("-", "", "_", "", " ", "").Replace(strings.ToLower(s))
-	}
-	for _, k := range known {
-		a, b := fold(clip(name)), fold(k)
-		if a == b || len(a) > 3 && (strings.HasPrefix(b, a) || strings.HasPrefix(a, b)) {
-			return fmt.Sprintf("; did you mean %q", k)
-		}
+// hint names the known field that a wrong one was meant to be, if one is near.
+func hint(name string, known []string) string {
+	if k := nearest.Name(name, known); k != "" {
+		return fmt.Sprintf("; did you mean %q", k)
 	}
 	return ""
 }
