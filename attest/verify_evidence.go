@@ -111,7 +111,7 @@ func (v *verifier) lifecycle(ctx context.Context, ev *evidence.Evidence, ek *tpm
 		cause = *v.blocker
 	case ek == nil:
 		cause = v.checks[CheckEK]
-	case q == nil:
+	default: // which has passed where there is a quote
 		cause = v.checks[CheckQuoteForm]
 	}
 	if cause.Status == Failed {
