@@ -10,7 +10,9 @@ var ErrNotAMD = errors.New("this machine's processor is not from AMD or Hygon: i
 
 // Signature returns CPUID 1.EAX of the processor that this program runs on. In a
 // VM that is the VM's CPU model, not the machine's.
-func Signature() (uint32, error) {
+func Signature() (uint32, error) { return signature(cpuid) }
+
+func signature(cpuid func(leaf uint32) (eax, ebx, ecx, edx uint32)) (uint32, error) {
 	_, b, c, d := cpuid(0)
 	vendor := [3]uint32{b, d, c}
 	amd := [3]uint32{0x68747541, 0x69746e65, 0x444d4163}   // "AuthenticAMD"

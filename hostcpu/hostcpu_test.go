@@ -1,10 +1,12 @@
 package hostcpu
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -42,5 +44,29 @@ func TestSignature(t *testing.T) {
 	model := sig>>4&0xf | sig>>16&0xf<<4
 	if family != number("cpu family") || model != number("model") || sig&0xf != number("stepping") {
 		t.Errorf("found signature 0x%x, expected family %d, model %d, stepping %d", sig, number("cpu family"), number("model"), number("stepping"))
+	}
+}
+
+// TestVendors asks processors that this machine does not have.
+func TestVendors(t *testing.T) {
+	const sig = 0x00b00f21
+	for vendor, want := range map[string]error{
+		"AuthenticAMD":             nil,
+		"HygonGenuine":             nil,
+		"GenuineIntel":             ErrNotAMD,
+		"KVMKVMKVM\x00\x00\x00":    ErrNotAMD,
+		"AuthenticGen":             ErrNotAMD, // the words of one in part
+		strings.Repeat("\x00", 12): ErrNotAMD, // no CPUID
+	} {
+		got, err := signature(func(leaf uint32) (eax, ebx, ecx, edx uint32) {
+			if leaf == 1 {
+				return sig, 1, 2, 3
+			}
+			word := func(i int) uint32 { return binary.LittleEndian.Uint32([]byte(vendor[i:])) }
+			return 16, word(0), word(8), word(4) // EBX, EDX, ECX is the order
+		})
+		if !errors.Is(err, want) || (got == sig) != (want == nil) {
+			t.Errorf("%q: found 0x%x and error %v, expected error %v", vendor, got, err, want)
+		}
 	}
 }

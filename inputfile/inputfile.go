@@ -25,28 +25,42 @@ const (
 // Open opens a regular file of at most limit bytes for reading. The size is what the
 // file had when it was opened.
 func Open(path string, limit int64) (f *os.File, size int64, err error) {
+	f, info, err := open(path, limit)
+	if err != nil {
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
+}
+
+func open(path string, limit int64) (*os.File, fs.FileInfo, error) {
 	// Looked at before it is opened: opening some devices does things.
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	if err := check(path, info, limit); err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	// Looked at again afterwards, since the name may by now be another file's;
 	// the open itself must not wait for a pipe's writer.
-	f, err = os.OpenFile(path, os.O_RDONLY|openFlags, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|openFlags, 0)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
-	info, err = f.Stat()
+	opened, err := checkOpen(path, f, limit)
+	return f, opened, err
+}
+
+// checkOpen is check of a file that is open. What it refuses, it closes.
+func checkOpen(path string, f *os.File, limit int64) (fs.FileInfo, error) {
+	info, err := f.Stat()
 	if err == nil {
 		err = check(path, info, limit)
 	}
 	if err != nil {
-		return nil, 0, errors.Join(err, f.Close())
+		return nil, errors.Join(err, f.Close())
 	}
-	return f, info.Size(), nil
+	return info, nil
 }
 
 // check refuses what is no regular file, or too large.
@@ -86,16 +100,28 @@ func (e *TooLargeError) Error() string {
 
 // Read returns the contents of a regular file of at most limit bytes.
 func Read(path string, limit int64) ([]byte, error) {
-	f, size, err := Open(path, limit)
+	data, _, err := ReadMode(path, limit)
+	return data, err
+}
+
+// ReadMode is [Read], with the mode of the file that was read.
+func ReadMode(path string, limit int64) ([]byte, fs.FileMode, error) {
+	f, info, err := open(path, limit)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close()
+	data, err := contents(path, f, info.Size())
+	return data, info.Mode(), err
+}
+
+// contents reads size bytes, which must be all.
+func contents(path string, r io.Reader, size int64) ([]byte, error) {
 	data := make([]byte, size)
-	if _, err := io.ReadFull(f, data); err != nil {
+	if _, err := io.ReadFull(r, data); err != nil {
 		return nil, changed(path, err)
 	}
-	if err := atEnd(path, f); err != nil {
+	if err := atEnd(path, r); err != nil {
 		return nil, err
 	}
 	return data, nil
@@ -110,12 +136,16 @@ const (
 // SHA256 returns the hash of a regular file of at most limit bytes, without
 // holding it in memory.
 func SHA256(path string, limit int64) ([sha256.Size]byte, error) {
-	var sum [sha256.Size]byte
 	f, size, err := Open(path, limit)
 	if err != nil {
-		return sum, err
+		return [sha256.Size]byte{}, err
 	}
 	defer f.Close()
+	return hash(path, f, size)
+}
+
+// hash hashes size bytes, which must be all.
+func hash(path string, r io.Reader, size int64) (sum [sha256.Size]byte, err error) {
 	// One reads while the other hashes: for a kernel, copying its bytes out of the
 	// page cache takes an eighth of the time that hashing them does.
 	full, free := make(chan []byte, hashBuffers), make(chan []byte, hashBuffers)
@@ -127,7 +157,7 @@ func SHA256(path string, limit int64) ([sha256.Size]byte, error) {
 		defer close(full)
 		for left := size; left > 0; {
 			buf := <-free
-			n, err := io.ReadFull(f, buf[:min(left, int64(len(buf)))])
+			n, err := io.ReadFull(r, buf[:min(left, int64(len(buf)))])
 			if err != nil {
 				readErr = err
 				return
@@ -144,7 +174,7 @@ func SHA256(path string, limit int64) ([sha256.Size]byte, error) {
 	if readErr != nil {
 		return sum, changed(path, readErr)
 	}
-	if err := atEnd(path, f); err != nil {
+	if err := atEnd(path, r); err != nil {
 		return sum, err
 	}
 	h.Sum(sum[:0])
@@ -172,12 +202,13 @@ func changed(path string, err error) error {
 }
 
 // atEnd refuses a file that has more bytes than when it was opened.
-func atEnd(path string, f *os.File) error {
-	switch n, err := f.Read(make([]byte, 1)); {
-	case n > 0:
+func atEnd(path string, r io.Reader) error {
+	n, err := r.Read(make([]byte, 1))
+	if n > 0 {
 		return fmt.Errorf("%s: became longer while it was read", path)
-	case err != nil && !errors.Is(err, io.EOF):
-		return err
 	}
-	return nil
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
