@@ -41,7 +41,7 @@ func TestParseRecipeRefuses(t *testing.T) {
 		"version: 2\nkind: wrap\nfirmware: o": "version: found 2, expected 1",
 		"version: 1":                          `kind: found "", expected wrap, coconut or replace-firmware`,
 		"version: 1\nkind: wrapp":             `kind: found "wrapp"`,
-		wrap + "firmwre: x":                   `line 4: field "firmwre": not known`,
+		wrap + "firmwre: x":                   `line 4: field "firmwre": not known; did you mean "firmware"`,
 		wrap + "Policy: 1":                    `line 4: field "Policy": not known; did you mean "policy"`,
 		wrap + "sev-features: 1":              `did you mean "sev_features"`,
 		wrap + "kernel: k":                    `line 4: field "kernel": not for kind wrap but for coconut`,

@@ -93,7 +93,7 @@ func (u *ui) diff(c *cli.Context) error {
 		return err
 	}
 	if c.NArg() != 2 {
-		return fmt.Errorf("%s: found %d arguments, expected two: A B", c.Command.HelpName, c.NArg())
+		return fmt.Errorf("%s: found %s, expected two: A B", c.Command.HelpName, arguments(c.NArg()))
 	}
 	var sides [2]*launchSide
 	for i := range sides {

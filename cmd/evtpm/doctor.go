@@ -50,7 +50,7 @@ func doctorCommand(u *ui) *cli.Command {
 // doctor examines the host.
 func (u *ui) doctor(c *cli.Context) (*doctor.Report, error) {
 	if n := c.NArg(); n > 1 {
-		return nil, fmt.Errorf("doctor: found %d arguments, expected at most one: a spec", n)
+		return nil, fmt.Errorf("%s: found %s, expected at most one: a spec", c.Command.HelpName, arguments(n))
 	}
 	var spec *launch.Spec
 	var err error

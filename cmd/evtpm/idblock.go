@@ -158,8 +158,8 @@ func (d *idblockDocument) print(u *ui, asJSON, long bool) error {
 }
 
 func (u *ui) idblockCreate(c *cli.Context) error {
-	if c.Args().Present() {
-		return fmt.Errorf("idblock create: found argument %q, expected none", c.Args().First())
+	if err := noArgs(c); err != nil {
+		return err
 	}
 	asJSON, err := wantsJSON(c)
 	if err != nil {
@@ -466,7 +466,7 @@ func (u *ui) idblockShow(c *cli.Context) error {
 		return err
 	}
 	if n := c.NArg(); n != 1 && n != 2 {
-		return fmt.Errorf("idblock show: found %d arguments, expected BLOCK [AUTH]", n)
+		return fmt.Errorf("idblock show: found %s, expected BLOCK [AUTH]", arguments(n))
 	}
 	block, err := u.readIDBlock(c.Args().Get(0))
 	if err != nil {
@@ -495,7 +495,7 @@ func (u *ui) idblockShow(c *cli.Context) error {
 
 func (u *ui) idblockVerify(c *cli.Context) error {
 	if n := c.NArg(); n != 2 {
-		return fmt.Errorf("idblock verify: found %d arguments, expected BLOCK AUTH", n)
+		return fmt.Errorf("idblock verify: found %s, expected BLOCK AUTH", arguments(n))
 	}
 	block, err := u.readIDBlock(c.Args().Get(0))
 	if err != nil {

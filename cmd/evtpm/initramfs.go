@@ -19,15 +19,19 @@ func initramfsCommand(u *ui) *cli.Command {
 			"The archive goes to standard output, or to the file that -o names.",
 		ArgsUsage: " ",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "agent", Usage: "static `FILE` that becomes /init", Required: true},
+			&cli.StringFlag{Name: "agent", Usage: "static `FILE` that becomes /init"},
 			&cli.StringSliceFlag{Name: "add", Usage: "add a file or a folder, as `SRC:DST`; may be repeated"},
 			&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "write to `FILE`"},
 		},
 		Action: func(c *cli.Context) error {
-			if c.NArg() > 0 {
-				return fmt.Errorf("found argument %q, expected flags only", c.Args().First())
+			if err := noArgs(c); err != nil {
+				return err
 			}
-			files, err := initramfsFiles(c.String("agent"), c.StringSlice("add"))
+			agent, err := needed(c, "agent", "the agent's binary")
+			if err != nil {
+				return err
+			}
+			files, err := initramfsFiles(agent, c.StringSlice("add"))
 			if err != nil {
 				return err
 			}

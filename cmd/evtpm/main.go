@@ -35,8 +35,9 @@ func run() int {
 	}
 	out := &dataWriter{w: os.Stdout}
 	u := newUI(out)
-	app := newApp(u, os.Args)
-	err := app.RunContext(ctx, flagsFirst(app, os.Args))
+	args := helpFirst(os.Args)
+	app := newApp(u, args)
+	err := app.RunContext(ctx, flagsFirst(app, args))
 	if err == nil && out.err != nil {
 		err = fmt.Errorf("standard output: %w", out.err)
 	}
@@ -66,14 +67,12 @@ func newApp(u *ui, args []string) *cli.App {
 		},
 		Commands: commands(u, args),
 		// The library would exit by itself, and explain usage on stdout.
-		ExitErrHandler: func(*cli.Context, error) {},
-		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return err },
-		CommandNotFound: func(c *cli.Context, name string) {
-			u.fail(fmt.Errorf("unknown command %q; see evtpm --help", name))
-		},
+		ExitErrHandler:  func(*cli.Context, error) {},
+		OnUsageError:    usageError,
+		HideHelpCommand: true,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return fmt.Errorf("unknown command %q; see evtpm --help", c.Args().First())
+				return noCommand(c, c.App.Commands)
 			}
 			return cli.ShowAppHelp(c)
 		},
@@ -82,38 +81,4 @@ func newApp(u *ui, args []string) *cli.App {
 		prepare(c)
 	}
 	return app
-}
-
-// prepare gives a command and its subcommands the behaviour that the library
-// lacks: usage errors as errors, and unknown subcommands too.
-func prepare(c *cli.Command) {
-	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return err }
-	if c.Action == nil && len(c.Subcommands) > 0 {
-		c.Action = func(ctx *cli.Context) error {
-			if ctx.Args().Present() {
-				return fmt.Errorf("unknown command %q; see evtpm %s --help", ctx.Args().First(), c.Name)
-			}
-			return cli.ShowSubcommandHelp(ctx)
-		}
-	}
-	if len(c.Subcommands) == 0 {
-		// Parsed flags are known to the context. The library would still look
-		// each one up among all, by regular expressions, for actions that none of
-		// ours has: a good part of what a short command takes.
-		c.Before = func(ctx *cli.Context) error {
-			ctx.Command.Flags = nil
-			return nil
-		}
-	}
-	for _, sub := range c.Subcommands {
-		prepare(sub)
-	}
-}
-
-// oneArg returns the single argument of a command, or says what is missing.
-func oneArg(c *cli.Context, what string) (string, error) {
-	if n := c.NArg(); n != 1 {
-		return "", fmt.Errorf("%s: found %d arguments, expected one: %s", c.Command.HelpName, n, what)
-	}
-	return c.Args().First(), nil
 }

@@ -62,7 +62,7 @@ func manOf(line func(format string, args ...any), parent string, c *cli.Command)
 func manFlags(line func(format string, args ...any), flags []cli.Flag) {
 	for _, f := range flags {
 		names, usage, _ := strings.Cut(strings.TrimSpace(fmt.Sprint(f)), "\t")
-		line(".TP\n\\fB%s\\fR\n%s", troff(names), troff(strings.TrimSuffix(usage, " (default: false)")))
+		line(".TP\n\\fB%s\\fR\n%s", troff(names), troff(usage))
 	}
 }
 

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/urfave/cli/v2"
 
 	"github.com/evtpm/evtpm/attest"
@@ -55,8 +53,8 @@ func policyCommand(u *ui) *cli.Command {
 				Name: "default", Usage: "print the default policy's file, to start one's own from",
 				ArgsUsage: " ",
 				Action: func(c *cli.Context) error {
-					if c.NArg() > 0 {
-						return fmt.Errorf("found argument %q, expected none", c.Args().First())
+					if err := noArgs(c); err != nil {
+						return err
 					}
 					_, err := u.out.Write(attest.DefaultPolicyYAML())
 					return err

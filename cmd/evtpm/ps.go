@@ -22,8 +22,8 @@ func psCommand(u *ui) *cli.Command {
 		ArgsUsage: " ",
 		Flags:     []cli.Flag{outputFlag()},
 		Action: func(c *cli.Context) error {
-			if c.NArg() > 0 {
-				return fmt.Errorf("found argument %q, expected none", c.Args().First())
+			if err := noArgs(c); err != nil {
+				return err
 			}
 			asJSON, err := wantsJSON(c)
 			if err != nil {

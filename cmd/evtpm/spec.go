@@ -46,8 +46,8 @@ func specCommand(u *ui) *cli.Command {
 				Name:  "schema",
 				Usage: "print the JSON Schema of specs, for editors",
 				Action: func(c *cli.Context) error {
-					if c.Args().Present() {
-						return fmt.Errorf("%s: found arguments, expected none", c.Command.HelpName)
+					if err := noArgs(c); err != nil {
+						return err
 					}
 					schema, err := launch.SpecSchema()
 					if err != nil {

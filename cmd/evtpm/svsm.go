@@ -110,6 +110,9 @@ func svsmExtractCommand(u *ui) *cli.Command {
 			"firmware, with zeros before it where its size is not a multiple of 64 KiB, as QEMU wants it.",
 		Flags: []cli.Flag{outFlag("write the firmware to `FILE`")},
 		Action: func(c *cli.Context) error {
+			if _, err := needed(c, "out", "where the firmware goes"); err != nil {
+				return err
+			}
 			name, f, err := u.imageArg(c)
 			if err != nil {
 				return err
@@ -126,7 +129,7 @@ func svsmExtractCommand(u *ui) *cli.Command {
 
 // outFlag is the flag of commands that write a file.
 func outFlag(usage string) cli.Flag {
-	return &cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: usage, Required: true}
+	return &cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: usage}
 }
 
 // writeOut writes the file of outFlag.
@@ -153,7 +156,7 @@ func (u *ui) svsmDiff(c *cli.Context) error {
 		return err
 	}
 	if c.NArg() != 2 {
-		return fmt.Errorf("%s: found %d arguments, expected two: A B", c.Command.HelpName, c.NArg())
+		return fmt.Errorf("%s: found %s, expected two: A B", c.Command.HelpName, arguments(c.NArg()))
 	}
 	var images [2]*svsmimg.File
 	var sides [2]*launchSide

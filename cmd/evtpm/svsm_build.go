@@ -19,7 +19,7 @@ func svsmBuildCommand(u *ui) *cli.Command {
 			"The same recipe and the same files give the same bytes, wherever they lie. The manifest is written to the image's name\n" +
 			"with .json added: what the image was built from, and its launch digest on each kind of host.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "recipe `FILE`", Required: true},
+			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "recipe `FILE`"},
 			outFlag("write the image to `FILE`"),
 		},
 		Action: func(c *cli.Context) error { return u.svsmBuild(c) },
@@ -27,10 +27,17 @@ func svsmBuildCommand(u *ui) *cli.Command {
 }
 
 func (u *ui) svsmBuild(c *cli.Context) error {
-	if c.NArg() > 0 {
-		return fmt.Errorf("found argument %q, expected none", c.Args().First())
+	if err := noArgs(c); err != nil {
+		return err
 	}
-	name := c.String("file")
+	name, err := needed(c, "file", "a recipe")
+	if err != nil {
+		return err
+	}
+	out, err := needed(c, "out", "where the image goes")
+	if err != nil {
+		return err
+	}
 	text, err := inputfile.Read(name, inputfile.MaxDocument)
 	if err != nil {
 		return err
@@ -55,7 +62,6 @@ func (u *ui) svsmBuild(c *cli.Context) error {
 	if built.Manifest.IDBlockRemoved {
 		u.warn("the image had an ID block, which is that of another launch now: it was left out; see evtpm svsm sign")
 	}
-	out := c.String("out")
 	if err := errors.Join(writeOut(c, built.Image), writeBytes(out+".json", manifest)); err != nil {
 		return err
 	}
