@@ -3,7 +3,9 @@ package initramfs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,6 +83,13 @@ func parse(t *testing.T, b []byte) []entry {
 		if !strings.HasSuffix(name, "\x00") || f[2] != 0 || f[3] != 0 || f[5] != 0 || f[12] != 0 || inodes[f[0]] {
 			t.Errorf("%q: %v", name, f)
 		}
+		links := uint64(1)
+		if f[1]&0o170000 == 0o040000 {
+			links = 2 // its name, and the "." in it
+		}
+		if f[4] != links {
+			t.Errorf("%q: found %d links, expected %d", name, f[4], links)
+		}
 		inodes[f[0]] = true
 		out = append(out, entry{strings.TrimSuffix(name, "\x00"), f[1], data, f[9], f[10]})
 	}
@@ -127,6 +136,9 @@ func TestRefused(t *testing.T) {
 		"empty link":   {[]File{{Path: "/p", Mode: fs.ModeSymlink}}, "without a target"},
 		"long link":    {[]File{{Path: "/p", Mode: fs.ModeSymlink, Data: make([]byte, 4096)}}, "target of 4096 bytes"},
 		"folder data":  {[]File{{Path: "/p", Mode: fs.ModeDir, Data: []byte("x")}}, "found data"},
+		"much data":    {[]File{{Path: "/p", Mode: fs.ModeDir, Data: make([]byte, 4096)}}, "found data in a d"},
+		"device data":  {[]File{{Path: "/p", Mode: fs.ModeDevice | fs.ModeCharDevice, Data: []byte("x")}}, "found data"},
+		"pipe data":    {[]File{{Path: "/p", Mode: fs.ModeNamedPipe, Data: []byte("x")}}, "expected a regular file"},
 	} {
 		var buf bytes.Buffer
 		if err := Write(&buf, tc.files); err == nil || !strings.Contains(err.Error(), tc.want) || buf.Len() != 0 {
@@ -137,16 +149,52 @@ func TestRefused(t *testing.T) {
 	if err := Write(&bytes.Buffer{}, []File{reg("x"), reg("y")}); err == nil || strings.Count(err.Error(), "expected") != 2 {
 		t.Errorf("two mistakes: %v", err)
 	}
-	if err := Write(failing{}, sample()); !errors.Is(err, errDiskFull) {
-		t.Errorf("a full disk: %v", err)
+}
+
+// The longest names and targets are taken: TestRefused has one byte more.
+func TestLongest(t *testing.T) {
+	name, target := "/"+strings.Repeat("a", 4095), strings.Repeat("b", 4095)
+	got := parse(t, build(t, []File{{Path: name, Mode: fs.ModeSymlink | 0o777, Data: []byte(target)}}))
+	if want := []entry{{name[1:], 0o120777, target, 0, 0}}; !slices.Equal(got, want) {
+		t.Errorf("found %.40v, expected %.40v", got, want)
+	}
+}
+
+// What a static /init needs is in the list itself, in the order of an archive.
+func TestBase(t *testing.T) {
+	var got []string
+	for _, f := range Base() {
+		got = append(got, f.Path)
+	}
+	if want := []string{"/dev", "/dev/console", "/dev/null", "/proc", "/sys"}; !slices.Equal(got, want) {
+		t.Errorf("found %q, expected %q", got, want)
 	}
 }
 
 var errDiskFull = errors.New("disk full")
 
-type failing struct{}
+// failing fails at one write, as a disk does that has room again afterwards.
+type failing struct{ left int }
 
-func (failing) Write([]byte) (int, error) { return 0, errDiskFull }
+func (f *failing) Write(b []byte) (int, error) {
+	if f.left--; f.left == 0 {
+		return 0, errDiskFull
+	}
+	return len(b), nil
+}
+
+// A fault is never passed over, at whichever write it comes.
+func TestFullDisk(t *testing.T) {
+	all := &failing{}
+	if err := Write(all, sample()); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= -all.left; n++ {
+		if err := Write(&failing{left: n}, sample()); !errors.Is(err, errDiskFull) {
+			t.Errorf("write %d of %d: found error %v, expected %v", n, -all.left, err, errDiskFull)
+		}
+	}
+}
 
 func TestFromDisk(t *testing.T) {
 	dir := t.TempDir()
@@ -177,6 +225,13 @@ func TestFromDisk(t *testing.T) {
 	if files, err := FromDisk(filepath.Join(dir, "run"), "/init"); err != nil || len(files) != 1 || files[0].Path != "/init" || files[0].Mode != 0o755 {
 		t.Errorf("one file: %v, %v", files, err)
 	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	if linked, err := FromDisk(link, "/opt"); err != nil || !bytes.Equal(build(t, linked), build(t, files)) {
+		t.Errorf("link to the folder: %v, %v", linked, err)
+	}
 	if files, err = FromDisk(dir, "/"); err != nil || len(files) != 4 {
 		t.Errorf("folder at the root: %v, %v", files, err)
 	}
@@ -185,6 +240,59 @@ func TestFromDisk(t *testing.T) {
 	}
 	if _, err := FromDisk("/dev/null", "/x"); err == nil || !strings.Contains(err.Error(), "expected a regular file") {
 		t.Errorf("device: %v", err)
+	}
+}
+
+// A file that has no name any more can be given by a descriptor's.
+func TestFromDescriptor(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("x"); err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	if os.Remove(f.Name()) != nil {
+		t.Skip("an open file keeps its name here")
+	}
+	if _, err := os.Stat(name); err != nil {
+		t.Skipf("descriptors have no names here: %v", err)
+	}
+	if files, err := FromDisk(name, "/init"); err != nil || len(files) != 1 || string(files[0].Data) != "x" {
+		t.Errorf("found %v and error %v", files, err)
+	}
+}
+
+// What cannot be read in a folder is an error, and no part of the folder is
+// returned.
+func TestFromDiskRefuses(t *testing.T) {
+	socket := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(socket, "s"))
+	if err != nil {
+		t.Skipf("no sockets in folders: %v", err)
+	}
+	defer l.Close()
+
+	// Deeper than a path may be long, so that root cannot read it either.
+	deep := t.TempDir()
+	root, err := os.OpenRoot(deep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := root.MkdirAll(strings.Repeat(strings.Repeat("d", 200)+"/", 30), 0o700); err != nil {
+		t.Skipf("no deep folders: %v", err)
+	}
+
+	for dir, want := range map[string]string{socket: "expected a regular file", deep: "file name too long"} {
+		if err := os.WriteFile(filepath.Join(dir, "a"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if files, err := FromDisk(dir, "/x"); err == nil || !strings.Contains(err.Error(), want) || files != nil {
+			t.Errorf("found %d files and error %v, expected an error with %q", len(files), err, want)
+		}
 	}
 }
 

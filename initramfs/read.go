@@ -2,8 +2,6 @@ package initramfs
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -33,65 +31,45 @@ func FromDisk(src, dst string) ([]File, error) {
 		}
 		return []File{f}, nil
 	}
-	root, err := filepath.EvalSymlinks(src)
-	if err != nil {
-		return nil, err
-	}
 	var out []File
-	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(root, p)
-		if err != nil {
+	// The separator has a symbolic link followed.
+	err = filepath.WalkDir(src+string(filepath.Separator), func(p string, d fs.DirEntry, err error) error {
+		rel, relErr := filepath.Rel(src, p)
+		if err := errors.Join(err, relErr); err != nil {
 			return err
 		}
 		to := path.Join(dst, filepath.ToSlash(rel))
-		switch {
-		case d.IsDir():
-			if to != "/" {
-				out = append(out, File{Path: to, Mode: fs.ModeDir | 0o755})
-			}
-			return nil
-		case d.Type()&fs.ModeSymlink != 0:
-			target, err := os.Readlink(p)
-			if err != nil {
-				return err
-			}
-			out = append(out, File{Path: to, Mode: fs.ModeSymlink | 0o777, Data: []byte(target)})
+		if to == "/" {
 			return nil
 		}
-		f, err := regular(p, to)
-		if err != nil {
-			return err
-		}
+		f, err := member(p, to, d.Type())
 		out = append(out, f)
-		return nil
+		return err
 	})
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// member reads one thing that a folder holds.
+func member(src, dst string, t fs.FileMode) (File, error) {
+	switch t {
+	case fs.ModeDir:
+		return File{Path: dst, Mode: fs.ModeDir | 0o755}, nil
+	case fs.ModeSymlink:
+		target, err := os.Readlink(src)
+		return File{Path: dst, Mode: fs.ModeSymlink | 0o777, Data: []byte(target)}, err
+	}
+	return regular(src, dst)
 }
 
 // regular reads one regular file.
 func regular(src, dst string) (File, error) {
-	f, size, err := inputfile.Open(src, maxFile)
-	if err != nil {
-		return File{}, err
+	data, mode, err := inputfile.ReadMode(src, maxFile)
+	f := File{Path: dst, Mode: 0o644, Data: data}
+	if mode&0o111 != 0 {
+		f.Mode = 0o755
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return File{}, err
-	}
-	data, err := io.ReadAll(io.LimitReader(f, size+1))
-	if err == nil && int64(len(data)) != size {
-		err = errors.New("changed while it was read")
-	}
-	if err != nil {
-		return File{}, fmt.Errorf("%s: %w", src, err)
-	}
-	mode := fs.FileMode(0o644)
-	if info.Mode()&0o111 != 0 {
-		mode = 0o755
-	}
-	return File{Path: dst, Mode: mode, Data: data}, nil
+	return f, err
 }
