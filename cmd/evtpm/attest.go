@@ -18,10 +18,11 @@ func attestCommand(u *ui) *cli.Command {
 	return &cli.Command{
 		Name:      "attest",
 		Usage:     "make a new challenge to a running VM, and judge the evidence",
-		ArgsUsage: "NAME",
+		ArgsUsage: "NAME|--connect ADDRESS",
 		Description: "With NAME, the machine's supervisor makes the challenge, and judges by the spec of its launch.\n" +
 			"With --connect, this command makes it itself, from wherever it runs, over any byte stream to\n" +
 			"the guest's agent, and judges by the golden values of --golden: a tenant trusts nothing else.\n" +
+			"It tries to connect until --timeout: the guest may still be on its way.\n" +
 			"Exit codes are those of evtpm verify.",
 		Flags: append(judgeFlags(),
 			&cli.StringFlag{Name: "connect", Usage: "the agent's `ADDRESS`: unix:PATH, tcp:HOST:PORT or vsock:CID:PORT"},
@@ -36,8 +37,11 @@ func attestCommand(u *ui) *cli.Command {
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeoutCause(c.Context, c.Duration("timeout"),
-				withClass(attest.ClassTimeout, fmt.Errorf("no end within %v", c.Duration("timeout"))))
+			d, err := timeLimit(c)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeoutCause(c.Context, d, withClass(attest.ClassTimeout, fmt.Errorf("no end within %v", d)))
 			defer cancel()
 			doc := attestDoc{Schema: "evtpm.attest/v1"}
 			var out *machine.Outcome
@@ -122,7 +126,11 @@ func (u *ui) attestDirect(ctx context.Context, c *cli.Context) (*machine.Outcome
 		challenge.PCRBank = golden.PCRs.Bank
 	}
 	if o.Live, err = challengeAgent(ctx, address, challenge); err != nil {
-		if cause := context.Cause(ctx); cause != nil {
+		switch cause := context.Cause(ctx); {
+		case cause == nil:
+		case errors.Is(err, cause):
+			return nil, err
+		default:
 			return nil, fmt.Errorf("%w: %w", cause, err)
 		}
 		return nil, withClass(attest.ClassLaunch, err)

@@ -77,7 +77,11 @@ func (u *ui) explain(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
+	d, err := timeLimit(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(c.Context, d)
 	defer cancel()
 	start := time.Now()
 	var result *explain.Result

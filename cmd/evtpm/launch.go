@@ -49,6 +49,9 @@ func launchCommand(u *ui) *cli.Command {
 			if c.Bool("detach") && c.Bool("rm") {
 				return errors.New("--detach and --rm exclude each other: without a verdict there is nothing to wait for")
 			}
+			if c.Bool("detach") && c.String("save") != "" {
+				return errors.New("--detach and --save exclude each other: there is no verdict yet to write; evtpm attest NAME --save FILE writes evidence later")
+			}
 			switch b := c.String("backend"); b {
 			case "", launch.BackendQEMU, launch.BackendLibvirt:
 			default:
@@ -58,8 +61,12 @@ func launchCommand(u *ui) *cli.Command {
 				u: u, json: asJSON, detach: c.Bool("detach"), remove: c.Bool("rm"), save: c.String("save"),
 				backend: c.String("backend"), anyOwner: c.Bool("allow-untrusted-file"), frozen: c.Bool("frozen"),
 			}
+			d, err := timeLimit(c)
+			if err != nil {
+				return err
+			}
 			ctx := c.Context
-			if d := c.Duration("timeout"); d > 0 {
+			if d > 0 {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeoutCause(ctx, d, fmt.Errorf("no end within %v: %w", d, context.DeadlineExceeded))
 				defer cancel()

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -148,6 +149,15 @@ func arguments(n int) string {
 		return "one argument"
 	}
 	return fmt.Sprintf("%d arguments", n)
+}
+
+// timeLimit reads --timeout, which is 0 where nothing bounds a command.
+func timeLimit(c *cli.Context) (time.Duration, error) {
+	d := c.Duration("timeout")
+	if c.IsSet("timeout") && d <= 0 {
+		return 0, fmt.Errorf("--timeout: found %v, expected more than 0s", d)
+	}
+	return d, nil
 }
 
 // needed returns a flag's value, or says that it is missing.
