@@ -172,6 +172,9 @@ func (u *ui) idblockCreate(c *cli.Context) error {
 	if block.LaunchDigest.IsZero() {
 		return errors.New("idblock create: expected --digest or --golden")
 	}
+	if block.Policy>>17&1 == 0 {
+		return fmt.Errorf("--policy: found %#x, expected bit 17 to be set: the AMD-SP starts nothing without it", block.Policy)
+	}
 	var auth *measure.IDAuth
 	if c.IsSet("id-key") {
 		if auth, err = signWithKeys(c, block); err != nil {
@@ -210,6 +213,8 @@ func idblockFieldsInto(c *cli.Context, block *measure.IDBlock) error {
 		block.LaunchDigest = g.LaunchDigests[0]
 		if !c.IsSet("policy") {
 			policy = fmt.Sprintf("%#x", g.Policy)
+		} else if p, err := parseNumber("policy", policy, 64); err == nil && p != g.Policy {
+			return fmt.Errorf("--policy: found %#x, expected the %#x of %s", p, g.Policy, name)
 		}
 	}
 	if text := strings.TrimSpace(c.String("digest")); text != "" {
@@ -552,6 +557,9 @@ func (u *ui) idblockVerify(c *cli.Context) error {
 	}
 	if block.LaunchDigest != want.LaunchDigest {
 		fail(attest.ClassMeasurement, "launch digest: found %s, expected %s", block.LaunchDigest, want.LaunchDigest)
+	}
+	if len(errs) == 0 {
+		u.say("ID block is good: signed, for launch digest %s", block.LaunchDigest)
 	}
 	return errors.Join(errs...)
 }
