@@ -75,21 +75,22 @@ func evidenceConvert(u *ui, c *cli.Context) error {
 
 // readEvidence reads evidence in one of the forms.
 func readEvidence(data []byte, form, nonceText string) (*evidence.Evidence, error) {
-	if form == "evtpm" {
+	read := attest.ParseGoTPM
+	switch form {
+	case "evtpm":
 		if nonceText != "" {
 			return nil, fmt.Errorf("--nonce: evidence of the form evtpm has its own")
 		}
 		return evidence.Parse(data)
+	case "gotpm":
+	case "azure":
+		read = attest.ParseAzure
+	default:
+		return nil, fmt.Errorf("--from: found %q, expected evtpm, gotpm or azure", form)
 	}
 	nonce, err := hex.DecodeString(nonceText)
 	if err != nil || len(nonce) == 0 || len(nonce) > attest.NonceSize {
 		return nil, fmt.Errorf("--nonce: found %q, expected 1 to %d bytes in hexadecimal", nonceText, attest.NonceSize)
 	}
-	switch form {
-	case "gotpm":
-		return attest.ParseGoTPM(data, nonce)
-	case "azure":
-		return attest.ParseAzure(data, nonce)
-	}
-	return nil, fmt.Errorf("--from: found %q, expected evtpm, gotpm or azure", form)
+	return read(data, nonce)
 }

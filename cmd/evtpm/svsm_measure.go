@@ -54,6 +54,10 @@ func (u *ui) svsmMeasure(c *cli.Context) error {
 	case errors.Is(err, svsmimg.ErrNotIGVM) && c.String("ovmf") != "":
 		golden.HostProfile = svsmProfileBin
 		seq, err = u.svsmBinSequence(c, data)
+	case errors.Is(err, svsmimg.ErrNotIGVM):
+		if _, binErr := svsmimg.ParseSVSMBin(data); binErr == nil {
+			err = errors.New("found an svsm.bin, which is launched together with a firmware: --ovmf is missing")
+		}
 	case err == nil:
 		seq, err = svsmGolden(c, f, golden)
 	}

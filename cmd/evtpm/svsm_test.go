@@ -25,9 +25,9 @@ func TestSVSMHardware(t *testing.T) {
 	for words, args := range map[string][]string{
 		"--vcpu-type: expected a CPU model": {"svsm", "measure", "--ovmf", ovmf, "--vars-size", "540672", bin},
 		"size of the variable store":        {"svsm", "measure", "--ovmf", ovmf, "--vcpu-type", "EPYC", bin},
-		"not an IGVM file":                  {"svsm", "measure", bin},
 		"not an IGVM":                       {"svsm", "inspect", ovmf},
 		"--map: found an svsm.bin":          {"svsm", "inspect", "--map", "x.svg", bin},
+		"--ovmf is missing":                 {"svsm", "measure", bin},
 	} {
 		if _, _, err := runEvtpm(t, args...); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%v: found error %v, expected one with %q", args, err, words)
