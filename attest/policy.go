@@ -259,7 +259,7 @@ func parsePolicy(text []byte, name string, builtin bool) (*Policy, error) {
 		p.TCB.Floors.Table = DefaultFloors()
 	}
 	if err := p.Validate(); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+		return nil, inFile(name, err)
 	}
 	return p, nil
 }
@@ -275,9 +275,13 @@ func (p *Policy) Validate() error {
 	if v := p.Report.MinVersion; v < minReportVersion || v > maxReportVersion {
 		bad("report.min_version is %d, expected %d to %d", v, minReportVersion, maxReportVersion)
 	}
+	var known []string
+	for _, r := range products {
+		known = append(known, r.product.Name)
+	}
 	for _, n := range p.Products {
-		if !slices.ContainsFunc(products, func(r productRange) bool { return r.product.Name == n }) {
-			bad("products: unknown product %q", n)
+		if !slices.Contains(known, n) {
+			bad("products: unknown product %q%s", n, near(n, known))
 		}
 	}
 	if len(p.Signers) == 0 {
@@ -313,7 +317,7 @@ func (p *Policy) Validate() error {
 		}
 	}
 	if _, err := p.hostData(); err != nil {
-		bad("host_data: %w", err)
+		bad("host_data: %w, or zero, or any", err)
 	}
 	errs = append(errs, p.IDBlock.validate()...)
 	if !slices.Contains([]string{RevocationRequired, RevocationWhenOnline, RevocationIfGiven}, p.Revocation) {
@@ -331,9 +335,13 @@ func (p *Policy) Validate() error {
 
 func validateWants(field string, wants map[string]Want, names []namedBit) []error {
 	var errs []error
+	var known []string
+	for _, n := range names {
+		known = append(known, n.name)
+	}
 	for name, w := range wants {
-		if !slices.ContainsFunc(names, func(n namedBit) bool { return n.name == name }) {
-			errs = append(errs, fmt.Errorf("%s: unknown bit %q", field, name))
+		if !slices.Contains(known, name) {
+			errs = append(errs, fmt.Errorf("%s: unknown bit %q%s", field, name, near(name, known)))
 		}
 		if w != Any && w != Required && w != Forbidden {
 			errs = append(errs, fmt.Errorf("%s.%s is %q, expected required, forbidden or any", field, name, w))

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/evtpm/evtpm/nearest"
 )
 
 // Bounds of a policy file. A table of floors takes some 100 nodes.
@@ -49,12 +52,86 @@ func decodeYAML(text []byte, name string, into any) error {
 	if err := plainNode(&doc, &nodes); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	var errs []error
+	checkFields(&doc, reflect.TypeOf(into), &errs)
+	if len(errs) > 0 {
+		return inFile(name, errors.Join(errs...))
+	}
 	strict := yaml.NewDecoder(bytes.NewReader(text))
 	strict.KnownFields(true)
-	if err := strict.Decode(into); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+	err := strict.Decode(into)
+	var types *yaml.TypeError
+	if errors.As(err, &types) {
+		err = errors.New(strings.Join(types.Errors, "; "))
 	}
-	return nil
+	return inFile(name, err)
+}
+
+// inFile names the file of an error, of each if there are several; nil stays nil.
+func inFile(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if list, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, e := range list.Unwrap() {
+			errs = append(errs, inFile(name, e))
+		}
+		return errors.Join(errs...)
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+// checkFields says in words what the decoder would say in Go's: fields that a type
+// does not have, and lists and words where fields are expected.
+func checkFields(n *yaml.Node, t reflect.Type, errs *[]error) {
+	if n.Kind == yaml.DocumentNode {
+		n = n.Content[0]
+	}
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if reflect.PointerTo(t).Implements(reflect.TypeFor[yaml.Unmarshaler]()) {
+		return // reads itself
+	}
+	switch t.Kind() {
+	case reflect.Slice:
+		if n.Kind == yaml.SequenceNode {
+			for _, c := range n.Content {
+				checkFields(c, t.Elem(), errs)
+			}
+		}
+	case reflect.Struct:
+		fields := map[string]reflect.Type{}
+		var names []string
+		for i := range t.NumField() {
+			if name, _, _ := strings.Cut(t.Field(i).Tag.Get("yaml"), ","); name != "" {
+				fields[name] = t.Field(i).Type
+				names = append(names, name)
+			}
+		}
+		if n.Kind != yaml.MappingNode {
+			*errs = append(*errs, fmt.Errorf("line %d: found no fields, expected %s", n.Line, strings.Join(names, ", ")))
+			return
+		}
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			key := n.Content[i]
+			f, ok := fields[key.Value]
+			if !ok {
+				*errs = append(*errs, fmt.Errorf("line %d: unknown field %q%s", key.Line, key.Value, near(key.Value, names)))
+				continue
+			}
+			checkFields(n.Content[i+1], f, errs)
+		}
+	}
+}
+
+// near ends a message about an unknown name.
+func near(name string, names []string) string {
+	if k := nearest.Name(name, names); k != "" {
+		return fmt.Sprintf(", nearest is %q", k)
+	}
+	return ""
 }
 
 // plainNode refuses what makes YAML mean different things to different readers,

@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"path/filepath"
 	"runtime"
 	"time"
@@ -149,7 +149,12 @@ func readPolicy(name string) (*attest.Policy, error) {
 // readReference reads a file that decides what is trusted. One that everybody can
 // write decides nothing.
 func readReference(name string, limit int64) ([]byte, error) {
-	info, err := os.Stat(name)
+	f, size, err := inputfile.Open(name, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +162,7 @@ func readReference(name string, limit int64) ([]byte, error) {
 	if mode := info.Mode().Perm(); mode&0o002 != 0 && runtime.GOOS != "windows" {
 		return nil, fmt.Errorf("%s: found mode %04o, expected one that others cannot write (chmod o-w)", name, mode)
 	}
-	return inputfile.Read(name, limit)
+	return io.ReadAll(io.LimitReader(f, size))
 }
 
 func readBundle(name string) (*attest.Bundle, error) {
