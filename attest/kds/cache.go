@@ -3,6 +3,7 @@ package kds
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,9 @@ import (
 // crlFresh is how long a CRL in the cache is used without asking again. AMD
 // makes new ones rarely; a revocation should still be noticed within a day.
 const crlFresh = 24 * time.Hour
+
+// Folder is where commands keep the cache, in a state directory.
+const Folder = "certs"
 
 // A Cache keeps what another getter fetched in a folder: a file a URL, written
 // whole or not at all, held against its URL again when it is read. Certificates
@@ -115,4 +119,27 @@ func urlPath(u string) string {
 	_, path, _ := strings.Cut(rest, "/")
 	path, _, _ = strings.Cut(path, "?")
 	return "/" + path
+}
+
+// Kept returns the certificate that the cache in dir keeps for a report, or nil: what
+// was fetched or imported once needs no network. Whether it is the report's is for
+// package attest to say.
+func Kept(ctx context.Context, dir string, report []byte) *x509.Certificate {
+	r, err := attest.ParseReport(report)
+	if err != nil {
+		return nil
+	}
+	url, err := attest.ReportURL(r)
+	if err != nil {
+		return nil
+	}
+	der, err := (&Cache{Dir: dir}).Get(ctx, url)
+	if err != nil {
+		return nil
+	}
+	x, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil
+	}
+	return x
 }

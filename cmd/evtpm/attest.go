@@ -135,7 +135,7 @@ func (u *ui) attestDirect(ctx context.Context, c *cli.Context) (*machine.Outcome
 		}
 		return nil, withClass(attest.ClassLaunch, err)
 	}
-	v, err := attest.Verify(ctx, o.Live.Evidence, golden, o)
+	v, err := attest.Verify(ctx, o.Live.Evidence, golden, u.withKept(ctx, o, o.Live.Evidence.Report))
 	if err != nil {
 		return nil, err
 	}

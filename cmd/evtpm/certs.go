@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -42,8 +43,8 @@ func certsCommand(u *ui) *cli.Command {
 				Action: func(c *cli.Context) error { return certsImport(u, c) },
 			},
 			{
-				Name: "show", Usage: "say what certificates and CRLs are",
-				ArgsUsage: "FILE...",
+				Name: "show", Usage: "say what certificates and CRLs are: those in files, or without any those in the cache",
+				ArgsUsage: "[FILE...]",
 				Flags: []cli.Flag{
 					&cli.StringSliceFlag{Name: "cert-table", Usage: "certificate table `FILE`, as the host gives it to guests; may be repeated"},
 					outputFlag(),
@@ -73,16 +74,34 @@ func certsFetch(u *ui, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	cache := &kds.Cache{Dir: dir, Next: kds.New(kds.Options{})}
+	amd := &countingGetter{next: kds.New(kds.Options{})}
+	cache := &kds.Cache{Dir: dir, Next: amd}
 	var errs []error
 	for _, url := range urls {
+		before := amd.got
 		if _, err := cache.Get(c.Context, url); err != nil {
 			errs = append(errs, err)
-			continue
+		} else if amd.got > before {
+			u.say("fetched %s", url)
+		} else {
+			u.say("kept already: %s", url)
 		}
-		u.say("fetched %s", url)
 	}
 	return withClass(attest.ClassCertificates, errors.Join(errs...))
+}
+
+// countingGetter counts what was got.
+type countingGetter struct {
+	next attest.Getter
+	got  int
+}
+
+func (g *countingGetter) Get(ctx context.Context, url string) ([]byte, error) {
+	data, err := g.next.Get(ctx, url)
+	if err == nil {
+		g.got++
+	}
+	return data, err
 }
 
 // fetchList lists the URLs of what was asked for, each once.
@@ -276,6 +295,9 @@ func certsShow(u *ui, c *cli.Context) error {
 		return err
 	}
 	b, err := readBundles(c)
+	if err == nil && c.NArg() == 0 && len(c.StringSlice("cert-table")) == 0 {
+		b, err = u.keptBundle()
+	}
 	if err != nil {
 		return err
 	}
@@ -339,27 +361,14 @@ func certsBundle(u *ui, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	all := &attest.Bundle{Certificates: attest.AMDCertificates()}
-	all.Add(b)
-	dir, err := u.certDir()
+	kept, err := u.keptBundle()
 	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	for _, e := range entries {
-		if !e.Type().IsRegular() || strings.HasPrefix(e.Name(), ".") {
-			continue
-		}
-		kept, err := readBundle(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return fmt.Errorf("cache: %w", err)
-		}
-		all.Add(kept)
-	}
-	u.say("%d certificates, %d CRLs", len(all.Certificates), len(all.CRLs))
+	all := &attest.Bundle{Certificates: attest.AMDCertificates()}
+	all.Add(b)
+	all.Add(kept)
+	u.say("certificates: %d, CRLs: %d", len(all.Certificates), len(all.CRLs))
 	write := func(w io.Writer) error {
 		_, err := w.Write(all.Encode())
 		return err
@@ -368,4 +377,28 @@ func certsBundle(u *ui, c *cli.Context) error {
 		return writeWhole(name, write)
 	}
 	return write(u.out)
+}
+
+// keptBundle is everything in the cache.
+func (u *ui) keptBundle() (*attest.Bundle, error) {
+	dir, err := u.certDir()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	all := new(attest.Bundle)
+	for _, e := range entries {
+		if !e.Type().IsRegular() || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		kept, err := readBundle(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("cache: %w", err)
+		}
+		all.Add(kept)
+	}
+	return all, nil
 }

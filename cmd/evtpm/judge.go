@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -88,6 +90,18 @@ func (u *ui) judgeOptions(c *cli.Context) (attest.Options, error) {
 	return o, errors.Join(errs...)
 }
 
+// withKept adds the certificate that the cache keeps for a report.
+func (u *ui) withKept(ctx context.Context, o attest.Options, report []byte) attest.Options {
+	dir, err := u.certDir()
+	if err != nil {
+		return o // there is none
+	}
+	if x := kds.Kept(ctx, dir, report); x != nil {
+		o.Certificates = append(slices.Clip(o.Certificates), x)
+	}
+	return o
+}
+
 func nonEmpty(s string) []string {
 	if s == "" {
 		return nil
@@ -125,7 +139,7 @@ func (u *ui) certDir() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(dir, "certs"), nil
+	return filepath.Join(dir, kds.Folder), nil
 }
 
 // maxPolicyFile bounds a policy file.

@@ -327,6 +327,12 @@ func TestCertsCommands(t *testing.T) {
 	if _, stderr, code := b.run("certs import vcek.der crl.der --cert-table table.bin"); code != 0 || !strings.Contains(stderr, "kept SEV-VCEK of chip a0a1") {
 		t.Fatalf("exit code %d\n%s", code, stderr)
 	}
+	if _, stderr, code := b.run("report verify report.bin --ca ask.pem --ca ark.pem --trust-sim " + at); code != 0 {
+		t.Errorf("with the cache: exit code %d\n%s", code, stderr)
+	}
+	if stdout, _, code := b.run("certs show"); code != 0 || strings.Count(stdout, "leaf: SEV-VCEK") != 1 || !strings.Contains(stdout, "crl of ARK-Genoa") {
+		t.Errorf("the cache: exit code %d\n%s", code, stdout)
+	}
 	stdout, stderr, code := b.run("certs bundle ask.pem ark.pem")
 	if code != 0 {
 		t.Fatalf("exit code %d\n%s", code, stderr)

@@ -37,7 +37,8 @@ func reportCommand(u *ui) *cli.Command {
 				Name: "verify", Usage: "judge a report's signature, chain, platform and policy",
 				Description: reportForms + "\n" +
 					"Certificates are looked for behind the report, in the files of the flags, among AMD's\n" +
-					"published ones, and with --fetch at AMD. Exit codes: 0 trusted, 2 signature or chain,\n" +
+					"published ones, in the cache of evtpm certs, and with --fetch at AMD.\n" +
+					"Exit codes: 0 trusted, 2 signature or chain,\n" +
 					"3 certificates unavailable, 4 CRL unavailable, 5 policy or TCB, 6 measurement, 7 report data or VMPL.",
 				ArgsUsage: reportFile,
 				Flags: append(judgeFlags(),
@@ -139,7 +140,7 @@ func reportVerify(u *ui, c *cli.Context) error {
 			return fmt.Errorf("--cert-table: %w", err)
 		}
 	}
-	v, err := attest.VerifyReport(c.Context, raw, table, want, o)
+	v, err := attest.VerifyReport(c.Context, raw, table, want, u.withKept(c.Context, o, raw))
 	if err != nil {
 		return err
 	}

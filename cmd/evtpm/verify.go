@@ -70,7 +70,7 @@ func verifyOne(u *ui, c *cli.Context, golden *measure.Golden, o attest.Options, 
 	if file := c.String("registry"); file != "" {
 		o.Registry = attest.NewFileRegistry(file)
 	}
-	v, err := attest.Verify(c.Context, ev, golden, o)
+	v, err := attest.Verify(c.Context, ev, golden, u.withKept(c.Context, o, ev.Report))
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func verifyBatch(u *ui, c *cli.Context, dir string, golden *measure.Golden, o at
 	}
 	o.Cache = new(attest.ChainCache)
 	start := time.Now()
-	out := judgeAll(c.Context, files, golden, o)
+	out := u.judgeAll(c.Context, files, golden, o)
 	took := time.Since(start)
 	if err := c.Context.Err(); err != nil {
 		return err
@@ -118,14 +118,14 @@ func (o outcome) line() string {
 	return verdictLine(o.Verdict)
 }
 
-func judgeAll(ctx context.Context, files []string, golden *measure.Golden, o attest.Options) []outcome {
+func (u *ui) judgeAll(ctx context.Context, files []string, golden *measure.Golden, o attest.Options) []outcome {
 	out := make([]outcome, len(files))
 	next := make(chan int)
 	var wg sync.WaitGroup
 	for range min(runtime.GOMAXPROCS(0), len(files)) {
 		wg.Go(func() {
 			for i := range next {
-				out[i] = judgeFile(ctx, files[i], golden, o)
+				out[i] = u.judgeFile(ctx, files[i], golden, o)
 			}
 		})
 	}
@@ -138,7 +138,7 @@ func judgeAll(ctx context.Context, files []string, golden *measure.Golden, o att
 }
 
 // judgeFile judges evidence, which is JSON, or a bare report.
-func judgeFile(ctx context.Context, name string, golden *measure.Golden, o attest.Options) (out outcome) {
+func (u *ui) judgeFile(ctx context.Context, name string, golden *measure.Golden, o attest.Options) (out outcome) {
 	defer func() { out.File = name }()
 	if err := ctx.Err(); err != nil {
 		return outcome{err: err}
@@ -155,7 +155,7 @@ func judgeFile(ctx context.Context, name string, golden *measure.Golden, o attes
 		if err != nil {
 			return outcome{err: err}
 		}
-		v, err := attest.Verify(ctx, ev, golden, o)
+		v, err := attest.Verify(ctx, ev, golden, u.withKept(ctx, o, ev.Report))
 		if err != nil {
 			return outcome{err: err}
 		}
@@ -165,7 +165,7 @@ func judgeFile(ctx context.Context, name string, golden *measure.Golden, o attes
 	if err != nil {
 		return outcome{err: err}
 	}
-	v, err := attest.VerifyReport(ctx, raw, table, attest.Expect{}, o)
+	v, err := attest.VerifyReport(ctx, raw, table, attest.Expect{}, u.withKept(ctx, o, raw))
 	if err != nil {
 		return outcome{err: err}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/kds"
 	"github.com/evtpm/evtpm/launch"
 )
 
@@ -168,6 +169,9 @@ func (s *supervisor) judge(ctx, boot context.Context, session *attest.Session) (
 	}
 	if err := s.platform.trust(&o); err != nil {
 		return nil, err
+	}
+	if x := kds.Kept(ctx, filepath.Join(s.job.StateDir, kds.Folder), session.Evidence.Report); x != nil {
+		o.Certificates = append(o.Certificates, x)
 	}
 	verdict, err := attest.Verify(ctx, session.Evidence, s.plan.Golden, o)
 	if err != nil {
