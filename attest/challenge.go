@@ -89,18 +89,21 @@ func (s *Session) activated() error {
 // EK and AK, and takes what the TPM made of it. An error means that the
 // conversation failed (network, time, malformed frames, an agent that cannot
 // answer); what the answers are worth is for [Verify] to say. The connection is
-// left open.
+// left open, without a deadline; where the context ended, with one that is over.
 func Challenge(ctx context.Context, conn net.Conn, o ChallengeOptions) (*Session, error) {
 	s, err := newSession(o)
 	if err != nil {
 		return nil, err
 	}
 	p := &peer{ctx: ctx, conn: conn}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	over := time.Unix(1, 0)
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(over) })
 	defer func() {
-		if stop() {
-			_ = conn.SetDeadline(time.Time{})
+		var left time.Time
+		if !stop() {
+			left = over
 		}
+		_ = conn.SetDeadline(left)
 	}()
 	if err := p.expect(orElse(o.HelloTimeout, time.Minute), evidence.FrameHello, &s.Hello); err != nil {
 		return nil, fmt.Errorf("wait for the guest's agent: %w", err)
@@ -202,11 +205,10 @@ func (s *Session) makeCredential(random io.Reader) (*evidence.Activate, error) {
 	if name == nil {
 		return nil, fmt.Errorf("AK: name algorithm %#04x", ak.nameAlg)
 	}
-	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](ek.raw)
-	if err != nil {
-		return nil, fmt.Errorf("EK: %w", err)
-	}
-	encapsulation, err := tpm2.ImportEncapsulationKey(public)
+	// The prefix says that all but the modulus is the template's.
+	public := tpm2.RSAEKTemplate
+	public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: ek.modulus})
+	encapsulation, err := tpm2.ImportEncapsulationKey(&public)
 	if err != nil {
 		return nil, fmt.Errorf("EK: %w", err)
 	}
@@ -245,16 +247,10 @@ type peer struct {
 	conn net.Conn
 }
 
-// deadline sets the time by which a whole frame must be through.
+// deadline sets the time by which a whole frame must be through. The context may
+// have ended just before, and its own deadline have been replaced by this one.
 func (p *peer) deadline(timeout time.Duration) error {
-	if err := p.ctx.Err(); err != nil {
-		return err
-	}
-	if err := p.conn.SetDeadline(time.Now().Add(timeout)); err != nil {
-		return err
-	}
-	// The context may have ended just before, and its deadline been replaced.
-	return p.ctx.Err()
+	return p.because(p.conn.SetDeadline(time.Now().Add(timeout)))
 }
 
 func (p *peer) send(timeout time.Duration, t evidence.FrameType, v any) error {
@@ -305,9 +301,10 @@ func (p *peer) expect(timeout time.Duration, want evidence.FrameType, v any) err
 	return strictjson.Unmarshal(payload, v, evidence.MaxPayload, fmt.Sprintf("frame of type %d", want))
 }
 
-// because gives the context's end as the reason for an error that it caused.
+// because is the outcome of a step: where the context has ended, its end,
+// whatever came of the step.
 func (p *peer) because(err error) error {
-	if err != nil && p.ctx.Err() != nil {
+	if p.ctx.Err() != nil {
 		return context.Cause(p.ctx)
 	}
 	return err
