@@ -1,8 +1,10 @@
 package main
 
 import (
+	"debug/elf"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -35,6 +37,9 @@ func initramfsCommand(u *ui) *cli.Command {
 			if err != nil {
 				return err
 			}
+			if needsLoader(agent) && len(c.StringSlice("add")) == 0 {
+				return fmt.Errorf("--agent: %s: found a dynamically linked program, expected a static one, or --add with its loader and libraries", agent)
+			}
 			write := func(w io.Writer) error { return initramfs.Write(w, files) }
 			if name := c.String("output"); name != "" {
 				return writeWhole(name, write)
@@ -42,6 +47,16 @@ func initramfsCommand(u *ui) *cli.Command {
 			return write(u.out)
 		},
 	}
+}
+
+// needsLoader reports whether a program is one that another must load.
+func needsLoader(path string) bool {
+	f, err := elf.Open(path)
+	if err != nil {
+		return false // no ELF file
+	}
+	defer f.Close()
+	return slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
 // initramfsFiles collects what the flags name.
