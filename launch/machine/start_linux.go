@@ -63,7 +63,6 @@ type Launch struct {
 	exited chan struct{}
 	events func(Event)
 	phase  Phase
-	record *Record
 	silent bool // the supervisor misses its own deadlines
 }
 
@@ -113,12 +112,12 @@ func Start(ctx context.Context, plan *launch.Plan, o StartOptions) (_ *Launch, e
 	// not.
 	bound, cancel := context.WithTimeoutCause(ctx, time.Duration(plan.Spec.Timeouts.Start)+closeTimeout, errSilent)
 	defer cancel()
-	for l.record == nil {
+	for runs := false; !runs; {
 		r, err := l.next(bound)
 		if err != nil {
 			return nil, l.abandon(err)
 		}
-		l.record = r.Record
+		runs = r.Record != nil
 	}
 	return l, nil
 }
@@ -234,9 +233,6 @@ func (l *Launch) broken(err error) error {
 	}
 	return err
 }
-
-// Running returns the machine's record as it was when the VM began to run.
-func (l *Launch) Running() Record { return *l.record }
 
 // FirstAttestation waits for the verdict on the first attestation. When the
 // error is not nil, nothing of the machine is left. A machine that was refused
