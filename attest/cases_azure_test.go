@@ -219,6 +219,11 @@ func TestV31_HCLEnvelope(t *testing.T) {
 	if err != nil || !bytes.Equal(h.Report, report) || !bytes.Equal(h.Runtime, runtime) {
 		t.Fatalf("%v", err)
 	}
+	// OpenHCL's number, which newer machines have.
+	le.PutUint32(good[4:], 2)
+	if h, err := attest.ParseHCL(good); err != nil || !bytes.Equal(h.Report, report) || !bytes.Equal(h.Runtime, runtime) {
+		t.Errorf("version 2: %v", err)
+	}
 	// Without the padding, as some services have it.
 	if _, err := attest.ParseHCL(good[:len(good)-200]); err != nil {
 		t.Errorf("without padding: %v", err)
@@ -240,7 +245,8 @@ func TestV31_HCLEnvelope(t *testing.T) {
 		"empty":                    func([]byte) []byte { return nil },
 		"header alone":             func(b []byte) []byte { return b[:data+19] },
 		"magic":                    func(b []byte) []byte { b[3] = 'B'; return b },
-		"version 2":                at(4, 2),
+		"version 0":                at(4, 0),
+		"version 3":                at(4, 3),
 		"size one more":            func(b []byte) []byte { le.PutUint32(b[8:], le.Uint32(b[8:])+1); return b },
 		"request type":             at(12, 1),
 		"status":                   at(16, 1),

@@ -14,7 +14,8 @@ import (
 )
 
 // Offsets in Azure's HCL report (Microsoft Learn, "Azure confidential VM guest
-// attestation design", attestation report format). Integers are little-endian.
+// attestation design", attestation report format; version 2 as OpenHCL writes
+// it). Integers are little-endian.
 const (
 	hclMagic         = "HCLA"
 	hclHeaderSize    = 32
@@ -26,6 +27,7 @@ const (
 	hclRequestReport = 2 // request type: attestation report
 	hclReportSNP     = 2 // report type
 	hclHashSHA256    = 1
+	maxHCLVersion    = 2 // OpenHCL's; the layout is that of version 1
 	maxHCL           = 64 << 10
 	maxAzure         = 256 << 10 // evidence that lists numbers has 36 KiB
 )
@@ -55,8 +57,8 @@ func ParseHCL(b []byte) (*HCLReport, error) {
 	switch {
 	case string(b[:4]) != hclMagic:
 		return bad("magic is %q, expected %q", b[:4], hclMagic)
-	case le.Uint32(b[offHCLVersion:]) != 1:
-		return bad("version is %d, expected 1", le.Uint32(b[offHCLVersion:]))
+	case le.Uint32(b[offHCLVersion:])-1 >= maxHCLVersion:
+		return bad("version is %d, expected 1 to %d", le.Uint32(b[offHCLVersion:]), maxHCLVersion)
 	case le.Uint32(b[offHCLRequest:]) != hclRequestReport:
 		return bad("request type is %d, expected %d", le.Uint32(b[offHCLRequest:]), hclRequestReport)
 	case !allZero(b[offHCLRequest+4 : hclHeaderSize]):
