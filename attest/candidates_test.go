@@ -11,11 +11,14 @@ import (
 	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-sev-guest/abi"
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/attesttest"
@@ -374,6 +377,47 @@ func TestCRLOfAnotherRoot(t *testing.T) {
 }
 
 // More forms in which tools save a report.
+// TestCertTableGUIDOrder holds the order of the bytes in a table's GUIDs against
+// the one of go-sev-guest, which is the one that hosts write, and reads UEFI's
+// order too.
+func TestCertTableGUIDOrder(t *testing.T) {
+	m := genoa()
+	in := m.CertTable()
+	var peer abi.CertTable
+	if err := peer.Unmarshal(in); err != nil {
+		t.Fatal(err)
+	}
+	ark, err := peer.GetByGUIDString(abi.ArkGUID)
+	if err != nil || !bytes.Equal(ark, m.Signer.ARK.Raw) {
+		t.Errorf("go-sev-guest finds no ARK: %v", err)
+	}
+	entries, err := attest.ParseCertTable(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(attest.EncodeCertTable(entries), in) {
+		t.Error("the table is written in another form")
+	}
+	if s := attest.GUIDVCEK.String(); entries[0].GUID != attest.GUIDVCEK || s != abi.VcekGUID {
+		t.Errorf("the first entry is %s, VCEK's GUID %s", entries[0].GUID, s)
+	}
+	swapped := bytes.Clone(in)
+	for i := range entries {
+		g := swapped[i*24:]
+		slices.Reverse(g[:4])
+		slices.Reverse(g[4:6])
+		slices.Reverse(g[6:8])
+	}
+	again, err := attest.ParseCertTable(swapped)
+	if err != nil || !slices.EqualFunc(again, entries, func(a, b attest.CertEntry) bool { return a.GUID == b.GUID && bytes.Equal(a.Data, b.Data) }) {
+		t.Errorf("in UEFI's order: %v, %v", again, err)
+	}
+	copy(swapped[24:40], attest.GUIDVCEK[:])
+	if _, err := attest.ParseCertTable(swapped); !errors.Is(err, attest.ErrCertTable) {
+		t.Errorf("one GUID in both orders: %v", err)
+	}
+}
+
 func TestSplitReportInOtherForms(t *testing.T) {
 	raw := []byte(genoa().SignedReport([64]byte{1}))
 	r, table, err := attest.SplitReport([]byte("0x" + hex.EncodeToString(raw) + "\n"))

@@ -3,37 +3,38 @@ package attest
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
-// A GUID in wire order: the first three fields little-endian, as in the GHCB
-// certificate table and the SVSM protocol.
+// A GUID, its bytes in the order of the text form (RFC 4122), as the hosts of
+// AWS, Google and QEMU write them in certificate tables.
 type GUID [16]byte
 
 // String returns the usual text form.
 func (g GUID) String() string {
-	le := binary.LittleEndian
-	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", le.Uint32(g[0:]), le.Uint16(g[4:]), le.Uint16(g[6:]), g[8:10], g[10:16])
+	return fmt.Sprintf("%x-%x-%x-%x-%x", g[0:4], g[4:6], g[6:8], g[8:10], g[10:16])
+}
+
+// swapped is a GUID with its first three fields in the other byte order, which
+// UEFI and the SVSM's manifests use.
+func (g GUID) swapped() GUID {
+	slices.Reverse(g[0:4])
+	slices.Reverse(g[4:6])
+	slices.Reverse(g[6:8])
+	return g
 }
 
 // mustGUID reads the usual text form of a constant.
 func mustGUID(s string) GUID {
-	var a uint32
-	var b, c uint16
-	var d, e []byte
-	if _, err := fmt.Sscanf(s, "%08x-%04x-%04x-%04x-%012x", &a, &b, &c, &d, &e); err != nil {
+	b, err := hex.DecodeString(strings.ReplaceAll(s, "-", ""))
+	if err != nil {
 		panic(err)
 	}
-	var g GUID
-	le := binary.LittleEndian
-	le.PutUint32(g[0:], a)
-	le.PutUint16(g[4:], b)
-	le.PutUint16(g[6:], c)
-	copy(g[8:], d)
-	copy(g[10:], e)
-	return g
+	return GUID(b)
 }
 
 // GUIDs of a certificate table (GHCB 56421, SNP Extended Guest Request).
@@ -44,6 +45,18 @@ var (
 	GUIDARK  = mustGUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
 	GUIDCRL  = mustGUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")
 )
+
+// tableGUID reads an entry's GUID. The specification does not say in which order
+// its bytes are: a known GUID is known in both.
+func tableGUID(b []byte) GUID {
+	g := GUID(b)
+	for _, known := range []GUID{GUIDVCEK, GUIDVLEK, GUIDASK, GUIDARK, GUIDCRL} {
+		if g == known.swapped() {
+			return known
+		}
+	}
+	return g
+}
 
 // Bounds of a certificate table.
 const (
@@ -91,7 +104,7 @@ func ParseCertTable(b []byte) ([]CertEntry, error) {
 		if len(entries) == maxCertEntries {
 			return nil, fmt.Errorf("%w: more than %d entries", ErrCertTable, maxCertEntries)
 		}
-		g := GUID(e[:16])
+		g := tableGUID(e[:16])
 		from := uint64(binary.LittleEndian.Uint32(e[offEntryOffset:]))
 		n := uint64(binary.LittleEndian.Uint32(e[offEntryLength:]))
 		switch {

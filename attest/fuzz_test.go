@@ -396,6 +396,7 @@ func TestBoundsOfHostileInput(t *testing.T) {
 	}()
 	manyEvents := attesttest.Log(make([]attesttest.Event, maxEvents))
 	m := machine()
+	servicesGUID := GUIDServicesManifest.swapped()
 	for name, f := range map[string]func(){
 		"report":      func() { _, _ = ParseReport(make([]byte, 1<<25)) },
 		"text report": func() { _, _, _ = SplitReport(bytes.Repeat([]byte("A"), MaxReportFile)) },
@@ -409,7 +410,7 @@ func TestBoundsOfHostileInput(t *testing.T) {
 			checkEventData(l)
 		},
 		"zeros log":   func() { _, _ = ParseEventLog(make([]byte, maxEventLog)) },
-		"services":    func() { _, _ = ParseServices(bytes.Repeat(GUIDServicesManifest[:], maxManifest/16)) },
+		"services":    func() { _, _ = ParseServices(bytes.Repeat(servicesGUID[:], maxManifest/16)) },
 		"quote":       func() { _, _ = parseQuote(bytes.Repeat([]byte{0xFF, 0x54, 0x43, 0x47, 0x80, 0x18}, 1<<20)) },
 		"HCL":         func() { _, _ = ParseHCL(bytes.Repeat([]byte("HCLA"), maxHCL/4)) },
 		"gotpm":       func() { _, _ = ParseGoTPM(bytes.Repeat([]byte{0x12, 0}, maxGoTPM/2), nil) },

@@ -49,7 +49,7 @@ func ParseServices(b []byte) ([]Service, error) {
 		return bad("found %d bytes, expected %d to %d", len(b), servicesHeaderSize, maxManifest)
 	}
 	le := binary.LittleEndian
-	if g := GUID(b[:16]); g != GUIDServicesManifest {
+	if g := GUID(b[:16]).swapped(); g != GUIDServicesManifest {
 		return bad("header is %s, expected %s", g, GUIDServicesManifest)
 	}
 	if n := le.Uint32(b[16:]); uint64(n) != uint64(len(b)) {
@@ -66,7 +66,7 @@ func ParseServices(b []byte) ([]Service, error) {
 	var out []Service
 	for i := range int(count) {
 		e := b[servicesHeaderSize+i*servicesEntrySize:]
-		s := Service{GUID: GUID(e[:16])}
+		s := Service{GUID: GUID(e[:16]).swapped()}
 		from, n := uint64(le.Uint32(e[16:])), uint64(le.Uint32(e[20:]))
 		switch {
 		case slices.ContainsFunc(out, func(o Service) bool { return o.GUID == s.GUID }):
@@ -91,12 +91,14 @@ func ParseServices(b []byte) ([]Service, error) {
 func EncodeServices(services []Service) []byte {
 	le := binary.LittleEndian
 	offset := servicesHeaderSize + len(services)*servicesEntrySize
-	head := slices.Clone(GUIDServicesManifest[:])
+	of := GUIDServicesManifest.swapped()
+	head := of[:]
 	head = le.AppendUint32(head, 0)
 	head = le.AppendUint32(head, uint32(len(services)))
 	var data []byte
 	for _, s := range services {
-		head = append(head, s.GUID[:]...)
+		of := s.GUID.swapped()
+		head = append(head, of[:]...)
 		head = le.AppendUint32(head, uint32(offset+len(data)))
 		head = le.AppendUint32(head, uint32(len(s.Manifest)))
 		data = append(data, s.Manifest...)

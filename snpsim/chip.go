@@ -15,9 +15,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/evtpm/evtpm/inputfile"
-	"github.com/evtpm/evtpm/measure"
 )
 
 // thisMachine is the name under which the chip "" lies.
@@ -214,11 +214,12 @@ func amdOID(tail []int) asn1.ObjectIdentifier {
 // VCEK returns the certificate of the key that signs this chip's reports.
 func (c *Chip) VCEK() *x509.Certificate { return c.vcek }
 
-// GUIDs of a certificate table (GHCB 56421, SNP Extended Guest Request).
-var (
-	guidVCEK = mustGUID("63da758d-e664-4564-adc5-f4b93be8accd")
-	guidASK  = mustGUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")
-	guidARK  = mustGUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
+// GUIDs of a certificate table (GHCB 56421, SNP Extended Guest Request), their
+// bytes in the order of the text, as real hosts write them.
+const (
+	guidVCEK = "63da758d-e664-4564-adc5-f4b93be8accd"
+	guidASK  = "4ab7b379-bbac-4fe4-a02f-05aef327c782"
+	guidARK  = "c0b406a4-a803-4952-9743-3fb6014cd0ae"
 )
 
 // Entries of a certificate table: GUID, then offset from the start of the table
@@ -233,13 +234,15 @@ const (
 // VCEK, ASK and ARK in DER.
 func (c *Chip) CertTable() []byte {
 	entries := []struct {
-		guid measure.GUID
+		guid string
 		data []byte
 	}{{guidVCEK, c.vcek.Raw}, {guidASK, c.ask}, {guidARK, c.ark}}
 	out := make([]byte, (len(entries)+1)*certEntrySize)
 	for i, e := range entries {
 		h := out[i*certEntrySize:]
-		copy(h, e.guid[:])
+		// 16 bytes in hexadecimal, but for the dashes: it cannot fail.
+		g, _ := hex.DecodeString(strings.ReplaceAll(e.guid, "-", ""))
+		copy(h, g)
 		binary.LittleEndian.PutUint32(h[certEntryOffset:], uint32(len(out)))
 		binary.LittleEndian.PutUint32(h[certEntryLength:], uint32(len(e.data)))
 		out = append(out, e.data...)
