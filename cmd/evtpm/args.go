@@ -7,12 +7,16 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
+// completionFlag is what a shell's completion ends its question with. The library
+// looks for it there.
+const completionFlag = "--generate-bash-completion"
+
 // flagsFirst moves the flags of a command before its arguments, as the library
 // wants them: "verify FILE --golden G" means "verify --golden G FILE". A flag of
 // the program that the command does not have goes before the command: "ps -q" means
-// "-q ps". What follows "--" stays where it is. args[0] is the program's name.
+// "-q ps". What follows "--" stays where it is, and so does what a shell asks. args[0] is the program's name.
 func flagsFirst(app *cli.App, args []string) []string {
-	if len(args) == 0 {
+	if len(args) == 0 || args[len(args)-1] == completionFlag {
 		return args
 	}
 	commands, flags := app.Commands, app.Flags

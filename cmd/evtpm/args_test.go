@@ -32,6 +32,7 @@ func TestFlagsFirst(t *testing.T) {
 		"verify E --golden -q --quiet":       "--quiet verify --golden -q E",
 		"ovmf inspect ovmf -o json":          "ovmf inspect -o json ovmf",
 		"nosuch --golden G":                  "nosuch --golden G",
+		"verify E --go " + completionFlag:    "verify E --go " + completionFlag,
 	} {
 		got := strings.Join(flagsFirst(app, append([]string{"evtpm"}, strings.Fields(in)...)), " ")
 		if got != strings.TrimSpace("evtpm "+want) {

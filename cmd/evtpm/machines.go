@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -16,8 +18,9 @@ import (
 // machineCommands are those that need machines on this host.
 func machineCommands(u *ui) []*cli.Command {
 	return []*cli.Command{
-		launchCommand(u), psCommand(u), stopCommand(u), killCommand(u), rmCommand(u),
-		logsCommand(u), consoleCommand(u), eventsCommand(u), doctorCommand(u), superviseCommand(u),
+		launchCommand(u), psCommand(u), completesNames(u, stopCommand(u)), completesNames(u, killCommand(u)), completesNames(u, rmCommand(u)),
+		completesNames(u, logsCommand(u)), completesNames(u, consoleCommand(u)), completesNames(u, eventsCommand(u)),
+		doctorCommand(u), superviseCommand(u),
 	}
 }
 
@@ -28,6 +31,28 @@ func (u *ui) home() (*machine.Home, error) {
 		return nil, err
 	}
 	return machine.OpenHome(dir)
+}
+
+// completesNames has a shell complete a command's machines, as well as its flags.
+func completesNames(u *ui, c *cli.Command) *cli.Command {
+	c.BashComplete = func(ctx *cli.Context) {
+		if n := len(os.Args); n > 1 && strings.HasPrefix(os.Args[n-2], "-") {
+			cli.DefaultCompleteWithFlags(c)(ctx)
+			return
+		}
+		h, err := u.home()
+		if err != nil {
+			return // nobody reads it
+		}
+		machines, err := h.List(ctx.Context)
+		if err != nil {
+			return
+		}
+		for _, m := range machines {
+			u.data("%s", m.Name)
+		}
+	}
+	return c
 }
 
 // eachMachine does something with the machines that the arguments name, or with

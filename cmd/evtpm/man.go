@@ -81,16 +81,19 @@ func troff(text string) string {
 // Shells ask the program itself what can follow: the flag is the library's.
 const (
 	bashCompletion = `_evtpm() {
-  local words
-  words=$("${COMP_WORDS[@]:0:$COMP_CWORD}" --generate-bash-completion 2>/dev/null)
-  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+  local words cur=${COMP_WORDS[COMP_CWORD]} before=("${COMP_WORDS[@]:0:$COMP_CWORD}")
+  [[ "$cur" == -* ]] && before+=("$cur")
+  words=$("${before[@]}" --generate-bash-completion 2>/dev/null)
+  COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }
 complete -o bashdefault -o default -F _evtpm evtpm`
 
 	zshCompletion = `#compdef evtpm
 _evtpm() {
-  local -a words_
-  words_=("${(@f)$("${words[@]:0:#words[@]-1}" --generate-bash-completion 2>/dev/null)}")
+  local -a words_ before_
+  before_=("${words[@]:0:#words[@]-1}")
+  [[ "${words[-1]}" == -* ]] && before_+=("${words[-1]}")
+  words_=("${(@f)$("${before_[@]}" --generate-bash-completion 2>/dev/null)}")
   if [[ "${words_[1]}" != "" ]]; then
     _describe 'values' words_
   else
