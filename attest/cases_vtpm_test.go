@@ -646,6 +646,7 @@ func play(t *testing.T, m *attesttest.Machine, agent func(net.Conn) error) *atte
 	done := make(chan error, 1)
 	go func() { done <- agent(theirs) }()
 	s, err := attest.Challenge(t.Context(), ours, attest.ChallengeOptions{StepTimeout: 5 * time.Second})
+	ours.Close() // an agent that still waits for something is wrong to
 	if err != nil {
 		t.Fatal(err)
 	}

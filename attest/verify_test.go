@@ -130,6 +130,7 @@ func challenge(t *testing.T, m *attesttest.Machine, activator *attesttest.VTPM, 
 	served := make(chan error, 1)
 	go func() { served <- m.Serve(theirs, activator) }()
 	s, err := attest.Challenge(context.Background(), ours, o)
+	ours.Close() // an agent that still waits for something is wrong to
 	if err != nil {
 		t.Fatal(err)
 	}
