@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -57,9 +58,7 @@ func decodeYAML(text []byte, name string, into any) error {
 	if len(errs) > 0 {
 		return inFile(name, errors.Join(errs...))
 	}
-	strict := yaml.NewDecoder(bytes.NewReader(text))
-	strict.KnownFields(true)
-	err := strict.Decode(into)
+	err := doc.Decode(into)
 	var types *yaml.TypeError
 	if errors.As(err, &types) {
 		err = errors.New(strings.Join(types.Errors, "; "))
@@ -91,15 +90,17 @@ func checkFields(n *yaml.Node, t reflect.Type, errs *[]error) {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if reflect.PointerTo(t).Implements(reflect.TypeFor[yaml.Unmarshaler]()) {
+	if p := reflect.PointerTo(t); p.Implements(reflect.TypeFor[yaml.Unmarshaler]()) || p.Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
 		return // reads itself
 	}
 	switch t.Kind() {
 	case reflect.Slice:
-		if n.Kind == yaml.SequenceNode {
-			for _, c := range n.Content {
-				checkFields(c, t.Elem(), errs)
-			}
+		if n.Kind != yaml.SequenceNode {
+			*errs = append(*errs, fmt.Errorf("line %d: found no list, expected one", n.Line))
+			return
+		}
+		for _, c := range n.Content {
+			checkFields(c, t.Elem(), errs)
 		}
 	case reflect.Struct:
 		fields := map[string]reflect.Type{}

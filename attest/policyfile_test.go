@@ -21,6 +21,10 @@ func TestPolicyFaultsInWords(t *testing.T) {
 		"in floors":      {"floors: default", "floors: {version: 1, dat: x}", `unknown field "dat", nearest is "date"`},
 		"in a row":       {"floors: default", "floors: {version: 1, floors: [{cpu: x}]}", `unknown field "cpu", nearest is "cpuid"`},
 		"word for rules": {"host_data: zero", "host_data: zero\nmitigations: all", "p.yaml: line 20: found no fields, expected launch, current"},
+		"no name":        {"host_data: zero", "host_data: zero\n\"\": 1", `p.yaml: line 20: unknown field ""`},
+		"word for list":  {"signers: [vcek, vlek]", "signers: vcek", "found no list, expected one"},
+		"rows of fields": {"floors: default", "floors: {version: 1, floors: {a: b}}", "found no list, expected one"},
+		"no value":       {"name: default", "name:", "p.yaml: line 3: a value is missing"},
 		"product":        {"[Milan,", "[Milann,", `p.yaml: products: unknown product "Milann", nearest is "Milan"`},
 		"host data":      {"host_data: zero", "host_data: nul", `p.yaml: host_data: found "nul", expected 32 bytes in hexadecimal, or zero, or any`},
 		"bit":            {"debug: forbidden", "debgu: forbidden", `p.yaml: guest_policy.bits: unknown bit "debgu", nearest is "debug"`},
@@ -31,6 +35,9 @@ func TestPolicyFaultsInWords(t *testing.T) {
 		_, err := attest.ParsePolicy([]byte(strings.Replace(good, c.old, c.new, 1)), "p.yaml")
 		if err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: found %v, expected %q (host_data stands on line %d)", name, err, c.says, line)
+		}
+		if err != nil && strings.Contains(err.Error(), "nearest") != strings.Contains(c.says, "nearest") {
+			t.Errorf("%s: found %v, expected %q", name, err, c.says)
 		}
 		if err != nil && strings.Contains(err.Error(), "attest.") {
 			t.Errorf("%s: speaks Go: %v", name, err)

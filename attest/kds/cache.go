@@ -121,25 +121,21 @@ func urlPath(u string) string {
 	return "/" + path
 }
 
-// Kept returns the certificate that the cache in dir keeps for a report, or nil: what
-// was fetched or imported once needs no network. Whether it is the report's is for
+// Kept returns the certificate that the cache in dir keeps for a report: what was
+// fetched or imported once needs no network. Whether it is the report's is for
 // package attest to say.
-func Kept(ctx context.Context, dir string, report []byte) *x509.Certificate {
+func Kept(ctx context.Context, dir string, report []byte) (*x509.Certificate, error) {
 	r, err := attest.ParseReport(report)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	url, err := attest.ReportURL(r)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	der, err := (&Cache{Dir: dir}).Get(ctx, url)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	x, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil
-	}
-	return x
+	return x509.ParseCertificate(der)
 }

@@ -2,6 +2,8 @@ package kds_test
 
 import (
 	"bytes"
+	"errors"
+	"strings"
 	"testing"
 
 	"github.com/evtpm/evtpm/attest"
@@ -21,23 +23,23 @@ func TestKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if x := kds.Kept(t.Context(), dir, report); x != nil {
-		t.Errorf("an empty cache has %v", x.Subject)
+	if _, err := kds.Kept(t.Context(), dir, report); !errors.Is(err, kds.ErrUnavailable) {
+		t.Errorf("an empty cache: %v", err)
 	}
 	leaf := m.LeafCertificate()
 	if err := (&kds.Cache{Dir: dir}).Put(url, leaf.Raw); err != nil {
 		t.Fatal(err)
 	}
-	if x := kds.Kept(t.Context(), dir, report); x == nil || !x.Equal(leaf) {
-		t.Errorf("found %v, expected what was kept", x)
+	if x, err := kds.Kept(t.Context(), dir, report); err != nil || !x.Equal(leaf) {
+		t.Errorf("found %v, %v, expected what was kept", x, err)
 	}
 	masked := bytes.Clone(report)
 	clear(masked[0x1A0 : 0x1A0+64]) // CHIP_ID
 	another := bytes.Clone(report)
 	another[0x1A0] ^= 1
-	for name, report := range map[string][]byte{"no report": nil, "half a report": report[:600], "a masked chip": masked, "another chip": another} {
-		if x := kds.Kept(t.Context(), dir, report); x != nil {
-			t.Errorf("%s: found %v", name, x.Subject)
+	for says, report := range map[string][]byte{"wrong length": report[:600], "CHIP_ID is masked": masked, "not in the cache": another} {
+		if _, err := kds.Kept(t.Context(), dir, report); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("found %v, expected %q", err, says)
 		}
 	}
 }

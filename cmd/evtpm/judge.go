@@ -96,7 +96,7 @@ func (u *ui) withKept(ctx context.Context, o attest.Options, report []byte) atte
 	if err != nil {
 		return o // there is none
 	}
-	if x := kds.Kept(ctx, dir, report); x != nil {
+	if x, err := kds.Kept(ctx, dir, report); err == nil {
 		o.Certificates = append(slices.Clip(o.Certificates), x)
 	}
 	return o

@@ -170,7 +170,7 @@ func (s *supervisor) judge(ctx, boot context.Context, session *attest.Session) (
 	if err := s.platform.trust(&o); err != nil {
 		return nil, err
 	}
-	if x := kds.Kept(ctx, filepath.Join(s.job.StateDir, kds.Folder), session.Evidence.Report); x != nil {
+	if x, err := kds.Kept(ctx, filepath.Join(s.job.StateDir, kds.Folder), session.Evidence.Report); err == nil {
 		o.Certificates = append(o.Certificates, x)
 	}
 	verdict, err := attest.Verify(ctx, session.Evidence, s.plan.Golden, o)
