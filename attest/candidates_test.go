@@ -376,7 +376,6 @@ func TestCRLOfAnotherRoot(t *testing.T) {
 	}
 }
 
-// More forms in which tools save a report.
 // TestCertTableGUIDOrder holds the order of the bytes in a table's GUIDs against
 // the one of go-sev-guest, which is the one that hosts write, and reads UEFI's
 // order too.
@@ -418,6 +417,7 @@ func TestCertTableGUIDOrder(t *testing.T) {
 	}
 }
 
+// More forms in which tools save a report.
 func TestSplitReportInOtherForms(t *testing.T) {
 	raw := []byte(genoa().SignedReport([64]byte{1}))
 	r, table, err := attest.SplitReport([]byte("0x" + hex.EncodeToString(raw) + "\n"))

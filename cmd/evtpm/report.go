@@ -17,7 +17,8 @@ import (
 const reportFile = "FILE"
 
 const reportForms = "FILE holds the 1184 bytes, with or without a certificate table behind them, or Azure's HCL\n" +
-	"report around them; or the same in hexadecimal or base64; \"-\" is standard input."
+	"report around them; or the same in hexadecimal or base64; or JSON: Trustee's evidence, a report\n" +
+	"of the sev crate, or configfs-tsm's outblob and auxblob; \"-\" is standard input."
 
 func reportCommand(u *ui) *cli.Command {
 	return &cli.Command{
