@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// A GUID, its bytes in the order of the text form (RFC 4122), as the hosts of
+// A GUID is its bytes in the order of the text form (RFC 4122), as the hosts of
 // AWS, Google and QEMU write them in certificate tables.
 type GUID [16]byte
 
