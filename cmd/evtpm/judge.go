@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -154,6 +155,9 @@ func readPolicy(name string) (*attest.Policy, error) {
 		return attest.PermissivePolicy(), nil
 	}
 	text, err := readReference(name, maxPolicyFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("policy: %w; expected a file, default or permissive", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}

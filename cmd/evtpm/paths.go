@@ -19,7 +19,7 @@ func (u *ui) runDir() (string, error) {
 	if os.Geteuid() == 0 {
 		return "/run/evtpm", nil
 	}
-	return "", errors.New("no run directory: neither EVTPM_HOME nor XDG_RUNTIME_DIR is set")
+	return "", errors.New("no run directory: neither EVTPM_HOME nor XDG_RUNTIME_DIR is set; set EVTPM_HOME to a folder of yours, which need not exist")
 }
 
 // stateDir is what outlives machines: the simulated platform's root of trust,
