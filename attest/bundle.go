@@ -5,7 +5,10 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+
+	"github.com/evtpm/evtpm/strictjson"
 )
 
 // Bounds of a bundle.
@@ -29,13 +32,19 @@ type Bundle struct {
 	CRLs         []*x509.RevocationList
 }
 
-// ParseBundle reads certificates and CRLs: PEM with any number of either, or one
-// certificate or CRL in DER.
+// ParseBundle reads certificates and CRLs: PEM with any number of either, one
+// certificate or CRL in DER, or Azure's JSON of a host's certificates.
 func ParseBundle(data []byte) (*Bundle, error) {
 	if len(data) > MaxBundle {
 		return nil, fmt.Errorf("certificates: found %d bytes, expected at most %d", len(data), MaxBundle)
 	}
 	b := new(Bundle)
+	if text := bytes.TrimSpace(data); bytes.HasPrefix(text, []byte("{")) {
+		var err error
+		if data, err = azureCertificates(text); err != nil {
+			return nil, err
+		}
+	}
 	if !bytes.Contains(data, []byte("-----BEGIN ")) {
 		return b, b.addDER(data)
 	}
@@ -65,6 +74,24 @@ func ParseBundle(data []byte) (*Bundle, error) {
 		return nil, fmt.Errorf("certificates: %d bytes that are no PEM at the end", len(rest))
 	}
 	return b, nil
+}
+
+// azureCertificates is the PEM in what Azure's hosts give of a VM's processor: by
+// the metadata service (THIM), and by a file to container groups.
+func azureCertificates(data []byte) ([]byte, error) {
+	var doc struct {
+		VCEK         string `json:"vcekCert"`
+		Chain        string `json:"certificateChain"`
+		TCB          string `json:"tcbm"` // claims, which the certificates hold too
+		CacheControl string `json:"cacheControl"`
+	}
+	if err := strictjson.Unmarshal(data, &doc, MaxBundle, "certificates"); err != nil {
+		return nil, err
+	}
+	if doc.VCEK == "" {
+		return nil, errors.New("certificates: found JSON without vcekCert, expected PEM, DER, or Azure's JSON")
+	}
+	return []byte(doc.VCEK + "\n" + doc.Chain), nil
 }
 
 func (b *Bundle) addCertificate(der []byte) error {

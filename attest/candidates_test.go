@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"maps"
 	"math/big"
 	"path/filepath"
 	"slices"
@@ -373,6 +374,38 @@ func TestCRLOfAnotherRoot(t *testing.T) {
 	}
 	if n := note(judgeCRL(t, m, o)); n != "" {
 		t.Errorf("note is %q", n)
+	}
+}
+
+// TestBundleOfAzure: the certificates as Azure's hosts give them.
+func TestBundleOfAzure(t *testing.T) {
+	m := genoa()
+	text := func(certs ...*x509.Certificate) string {
+		return string((&attest.Bundle{Certificates: certs}).Encode())
+	}
+	leaf := m.LeafCertificate()
+	doc := map[string]any{"vcekCert": text(leaf), "certificateChain": text(m.Signer.ASK, m.Signer.ARK), "tcbm": "DB18000000000004", "cacheControl": "86400"}
+	b, err := attest.ParseBundle(append([]byte("\n"), document(t, doc)...))
+	if err != nil || len(b.Certificates) != 3 || !b.Certificates[0].Equal(leaf) {
+		t.Fatalf("%v, %v", b, err)
+	}
+	want(t, verifyWith(t, m, b.Certificates, nil))
+	for wanted, change := range map[string]func(map[string]any){
+		"certificates: found JSON without vcekCert": func(d map[string]any) { delete(d, "vcekCert") },
+		`certificates: field "vlekCert": not known`: func(d map[string]any) { d["vlekCert"] = "" },
+		"certificates: PEM block 2: type is \"PRIVATE KEY\"": func(d map[string]any) {
+			d["certificateChain"] = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"
+		},
+		"certificates: 5 bytes that are no PEM at the end": func(d map[string]any) { d["certificateChain"] = "more" },
+	} {
+		bad := maps.Clone(doc)
+		change(bad)
+		if _, err := attest.ParseBundle(document(t, bad)); err == nil || !strings.HasPrefix(err.Error(), wanted) {
+			t.Errorf("%s: error is %v", wanted, err)
+		}
+	}
+	if _, err := attest.ParseBundle([]byte(`{"vcekCert":"","vcekCert":""}`)); err == nil {
+		t.Error("a repeated member was accepted")
 	}
 }
 
