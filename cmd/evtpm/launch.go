@@ -119,6 +119,9 @@ func (l *launching) run(ctx context.Context, path string) error {
 		var silent errSilent
 		if err != nil && !errors.As(err, &silent) {
 			l.doc.Error = &launchError{Class: exitCode(err), Message: err.Error()}
+			if errors.Is(ctx.Err(), context.Canceled) {
+				l.doc.Error.Class = exitInterrupted // as the process ends
+			}
 			var pe *machine.PhaseError
 			if errors.As(err, &pe) {
 				l.doc.Error.Phase = pe.Phase
