@@ -9,7 +9,7 @@ import "strings"
 const enough = 64
 
 // Name returns the known name that is so near to name that it was probably meant,
-// or "" when none is. Differences of case count nothing.
+// or "" when none is. Differences of case count nothing. A beginning is near.
 func Name(name string, known []string) string {
 	best, distance := "", min(len(name), enough)/3+2
 	for _, k := range known {
@@ -17,7 +17,15 @@ func Name(name string, known []string) string {
 			best, distance = k, d
 		}
 	}
-	return best
+	if best != "" || len(name) < 3 {
+		return best
+	}
+	for _, k := range known {
+		if len(name) < len(k) && strings.EqualFold(k[:len(name)], name) {
+			return k
+		}
+	}
+	return ""
 }
 
 // Distance is the Levenshtein distance of two names; differences of case count

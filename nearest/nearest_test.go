@@ -16,6 +16,11 @@ func TestName(t *testing.T) {
 		"pss":                      "ps",
 		"foo":                      "",
 		"":                         "",
+		"kern":                     "kernel",
+		"meas":                     "measure",
+		"Mea":                      "measure",
+		"la":                       "",
+		"launc":                    "launch",
 		"nothing":                  "",
 		strings.Repeat("x", 1<<20): "",
 	} {

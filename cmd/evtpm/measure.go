@@ -22,7 +22,7 @@ func measureCommand(u *ui) *cli.Command {
 			"prints it: lower-case hexadecimal, alone on standard output. -o json prints golden values.\n\n" +
 			"--matrix prints the digest of every combination: --matrix vcpus=1..512,cpu=all,guest-features=0x1,0x21,kernel-hashes=on,off",
 		Flags: append(launchFlags(),
-			&cli.StringFlag{Name: "output-format", Aliases: []string{"o"}, Value: "hex", Usage: "hex, base64 (of the 48 bytes) or json (golden values)"},
+			&cli.StringFlag{Name: "output-format", Aliases: []string{"output", "o"}, Value: "hex", Usage: "hex, base64 (of the 48 bytes) or json (golden values)"},
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "say on standard output what the digest is of, as sev-snp-measure does"},
 			&cli.BoolFlag{Name: "dump-vmsa", Usage: "write the measured save areas to vmsa<N>.bin"},
 			&cli.BoolFlag{Name: "trace", Usage: "print every launch step as a line of JSON instead of the digest"},
