@@ -451,6 +451,23 @@ func TestCertTableGUIDOrder(t *testing.T) {
 }
 
 // More forms in which tools save a report.
+// TestCertTableGUIDs: every GUID is known in both orders.
+func TestCertTableGUIDs(t *testing.T) {
+	for _, known := range []attest.GUID{attest.GUIDVCEK, attest.GUIDVLEK, attest.GUIDASK, attest.GUIDARK, attest.GUIDCRL} {
+		other := known
+		slices.Reverse(other[:4])
+		slices.Reverse(other[4:6])
+		slices.Reverse(other[6:8])
+		for _, g := range []attest.GUID{known, other} {
+			entries, err := attest.ParseCertTable(attesttest.CertTable(attesttest.TableEntry{GUID: g, Data: []byte{1}}))
+			if err != nil || len(entries) != 1 || entries[0].GUID != known {
+				t.Errorf("%x: %v, %v, expected %s", g, entries, err, known)
+			}
+		}
+	}
+}
+
+// More forms in which tools save a report.
 func TestSplitReportInOtherForms(t *testing.T) {
 	raw := []byte(genoa().SignedReport([64]byte{1}))
 	r, table, err := attest.SplitReport([]byte("0x" + hex.EncodeToString(raw) + "\n"))
