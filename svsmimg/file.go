@@ -1,6 +1,7 @@
 package svsmimg
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -148,6 +149,12 @@ func checksum(fixed, headers []byte) uint32 {
 	return crc32.Update(crc32.ChecksumIEEE(h[:n]), crc32.IEEETable, headers)
 }
 
+// isPadding reports whether bytes are padding: zeros, or the digit 0, which
+// igvm-tooling writes.
+func isPadding(b []byte) bool {
+	return zero(b) == nil || len(bytes.Trim(b, "0")) == 0
+}
+
 // parseHeaders reads the variable headers.
 func (f *File) parseHeaders(b []byte, dataAt uint32) error {
 	count, pages, err := countHeaders(b)
@@ -168,7 +175,7 @@ func (f *File) parseHeaders(b []byte, dataAt uint32) error {
 		b = b[next:]
 		t, optional := HeaderType(raw&^typeOptional), raw&typeOptional != 0
 		fail := func(err error) error { return fmt.Errorf("IGVM header %d (%s): %w", i, t, err) }
-		if zero(padding) != nil {
+		if !isPadding(padding) {
 			return fail(errors.New("found padding that is not zero"))
 		}
 		if s := t.section(); s != sectionNone {

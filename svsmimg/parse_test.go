@@ -416,6 +416,17 @@ func TestI17Headers(t *testing.T) {
 	d[fixedSizeV1+int(le.Uint32(d[fixedHeadersSize:]))-1] = 1
 	seal(d)
 	refused(t, d, "padding that is not zero")
+	// igvm-tooling pads with the digit 0; it is written back as zeros.
+	whole := encoded(small())
+	d = bytes.Clone(whole)
+	padded := fixedSizeV1 + int(le.Uint32(d[fixedHeadersSize:]))
+	copy(d[padded-4:padded], "0000")
+	seal(d)
+	if f, err := Parse(d); err != nil {
+		t.Errorf("padded with digits: %v", err)
+	} else if again, err := f.Encode(); err != nil || !bytes.Equal(again, whole) {
+		t.Errorf("padded with digits: written as another file, %v", err)
+	}
 	// 4 bytes after the last header.
 	d = encoded(small())
 	end := fixedSizeV1 + int(le.Uint32(d[fixedHeadersSize:]))
