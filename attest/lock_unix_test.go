@@ -20,7 +20,7 @@ func TestLockOutcome(t *testing.T) {
 		}
 	}
 	for _, err := range []error{nil, syscall.ENOLCK, syscall.EBADF, syscall.ENOTSUP, fmt.Errorf("lock")} {
-		if got := lockOutcome(err); got != err {
+		if got := lockOutcome(err); !errors.Is(got, err) || errors.Is(got, errLocked) {
 			t.Errorf("%v: found %v, expected the same", err, got)
 		}
 	}
