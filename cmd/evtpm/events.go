@@ -41,7 +41,7 @@ func eventsCommand(u *ui) *cli.Command {
 					return nil
 				}
 				if asJSON {
-					return json.NewEncoder(u.out).Encode(e)
+					return u.jsonLine(e)
 				}
 				what := string(e.Phase)
 				if e.State != "" {

@@ -100,14 +100,29 @@ type launchDoc struct {
 	Golden   json.RawMessage  `json:"golden,omitempty"`
 	Verdict  *attest.Verdict  `json:"verdict,omitempty"`
 	// Evidence is the path of the saved evidence; empty after --rm.
-	Evidence string       `json:"evidence,omitempty"`
-	Error    *launchError `json:"error,omitempty"`
+	Evidence string    `json:"evidence,omitempty"`
+	Error    *docError `json:"error,omitempty"`
 }
 
-type launchError struct {
+// docError is an error in a document.
+type docError struct {
 	Phase   machine.Phase `json:"phase,omitempty"`
 	Class   int           `json:"class"`
 	Message string        `json:"message"`
+}
+
+// errorOf is err in a document of a command under ctx: its class is the exit code
+// that the process ends with, if nothing else fails.
+func errorOf(ctx context.Context, err error) *docError {
+	d := &docError{Class: exitCode(err), Message: err.Error()}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		d.Class = exitInterrupted
+	}
+	var pe *machine.PhaseError
+	if errors.As(err, &pe) {
+		d.Phase = pe.Phase
+	}
+	return d
 }
 
 const launchSchema = "evtpm.launch/v1"
@@ -118,14 +133,7 @@ func (l *launching) run(ctx context.Context, path string) error {
 	if l.json {
 		var silent errSilent
 		if err != nil && !errors.As(err, &silent) {
-			l.doc.Error = &launchError{Class: exitCode(err), Message: err.Error()}
-			if errors.Is(ctx.Err(), context.Canceled) {
-				l.doc.Error.Class = exitInterrupted // as the process ends
-			}
-			var pe *machine.PhaseError
-			if errors.As(err, &pe) {
-				l.doc.Error.Phase = pe.Phase
-			}
+			l.doc.Error = errorOf(ctx, err)
 		}
 		err = errors.Join(err, l.u.json(l.doc))
 	}

@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,31 +51,6 @@ func completesNames(u *ui, c *cli.Command) *cli.Command {
 		}
 	}
 	return c
-}
-
-// eachMachine does something with the machines that the arguments name, or with
-// all of them, and goes on when it fails with one.
-func eachMachine(c *cli.Context, h *machine.Home, do func(name string) error) error {
-	names := c.Args().Slice()
-	if c.Bool("all") {
-		if len(names) > 0 {
-			return fmt.Errorf("%s: found names beside --all", c.Command.HelpName)
-		}
-		machines, err := h.List(c.Context)
-		if err != nil {
-			return err
-		}
-		for _, m := range machines {
-			names = append(names, m.Name)
-		}
-	} else if len(names) == 0 {
-		return fmt.Errorf("%s: expected the name of a machine; see evtpm ps", c.Command.HelpName)
-	}
-	var errs []error
-	for _, name := range names {
-		errs = append(errs, do(name))
-	}
-	return errors.Join(errs...)
 }
 
 // attestMachine has a machine's supervisor make a challenge. It also returns
