@@ -23,7 +23,7 @@ type schema struct {
 	Description          string     `json:"description,omitempty"`
 	Type                 string     `json:"type,omitempty"`
 	OneOf                []*schema  `json:"oneOf,omitempty"`
-	Enum                 []string   `json:"enum,omitempty"`
+	Enum                 []any      `json:"enum,omitempty"`
 	Pattern              string     `json:"pattern,omitempty"`
 	MinLength            int        `json:"minLength,omitempty"`
 	MaxLength            int        `json:"maxLength,omitempty"`
@@ -151,7 +151,9 @@ func (f field) schema(t reflect.Type) *schema {
 		s.Type = "boolean"
 	case reflect.String:
 		s.Type = "string"
-		s.Enum = f.list("enum")
+		for _, name := range f.list("enum") {
+			s.Enum = append(s.Enum, name)
+		}
 		s.Pattern = f.tag.Get("pattern")
 		switch f.tag.Get("kind") {
 		case "path":
@@ -166,17 +168,23 @@ func (f field) schema(t reflect.Type) *schema {
 		}
 	default:
 		s.Type = "integer"
+		number := func(text string) uint64 {
+			n, err := parseNumber(text)
+			if err != nil {
+				panic(fmt.Sprintf("spec field %s: %v", f.name, err))
+			}
+			return n
+		}
+		for _, text := range f.list("enum") {
+			s.Enum = append(s.Enum, number(text))
+		}
 		lo, _ := f.number("min")
 		s.Minimum = &lo
 		if hi, ok := f.number("max"); ok {
 			s.Maximum = &hi
 		}
 		if text, ok := s.Default.(string); ok {
-			n, err := parseNumber(text)
-			if err != nil {
-				panic(fmt.Sprintf("spec field %s: default: %v", f.name, err))
-			}
-			s.Default = n
+			s.Default = number(text)
 		}
 	}
 	return s

@@ -192,7 +192,7 @@ func TestSchemaAgrees(t *testing.T) {
 		"policy: {abi_major: 256}", "policy: text", "host_data: abc", "id_block: {id_key: k, family_id: AAAA}", "timeouts: {boot: 60}", "timeouts: {boot: -1s}",
 		"rng: 1", "kernel: ''", "cmdline: " + strings.Repeat("x", 2048), "kernel_hashes: maybe", "attestation: {pcrs: [24]}", "attestation: {pcrs: []}",
 		"attestation: {pcrs: [4, 9, 4]}", "attestation: {pcrs: 4}", "disks: [{path: a}]", "disks: [{format: raw}]", "networks: [{type: tap, device: 'a b'}]",
-		"networks: [{type: user, mac: 'x'}]", "networks: [{type: user, forwards: [{host_port: 1}]}]", "vsock: {cid: 2}", "vsock: {}", "sim: {report_version: 2}", "svsm: {}",
+		"networks: [{type: user, mac: 'x'}]", "networks: [{type: user, forwards: [{host_port: 1}]}]", "vsock: {cid: 2}", "vsock: {}", "sim: {report_version: 2}", "sim: {report_version: 4}", "svsm: {}",
 		"qemu: {machine: pc}", "qemu: {binary: ''}", "agent: {port: 0}", "console: [a]", "firmware: path",
 	} {
 		text := launchtest.With(line)

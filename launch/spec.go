@@ -145,7 +145,7 @@ type VTPM struct {
 // Sim says what the simulated AMD-SP is.
 type Sim struct {
 	Product       string `json:"product,omitempty" enum:"Milan,Genoa,Turin" default:"Genoa" doc:"Processor whose certificates and TCB layout are simulated."`
-	ReportVersion int    `json:"report_version,omitempty" min:"3" max:"5" default:"5" doc:"Version of the reports: 3 or 5."`
+	ReportVersion int    `json:"report_version,omitempty" enum:"3,5" min:"3" max:"5" default:"5" doc:"Version of the reports."`
 	Machine       string `json:"machine,omitempty" pattern:"^[a-z0-9-]{1,32}$" want:"lower-case letters, digits and hyphens, at most 32" doc:"Name of the simulated machine: another name is another chip under the same root. Absent: this machine's."`
 }
 

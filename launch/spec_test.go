@@ -416,7 +416,7 @@ func TestSpecRefuses(t *testing.T) {
 		},
 		"host profile without SVSM": {launchtest.With("host_profile: kvm-bsp"), []string{`a.yaml:9: host_profile: found kvm-bsp without svsm.image, expected kvm: KVM measures every vCPU of a VM that OVMF starts`}},
 		"report version 4":          {launchtest.With("sim: {report_version: 4}"), []string{`a.yaml:9: sim.report_version: found 4, expected 3 or 5`}},
-		"report version 2":          {launchtest.With("sim: {report_version: 2}"), []string{`a.yaml:9: sim.report_version: found 2, expected 3 to 5`}},
+		"report version 2":          {launchtest.With("sim: {report_version: 2}"), []string{`a.yaml:9: sim.report_version: found 2, expected 3 or 5`}},
 		"sim on snp":                {snp("sim: {}"), []string{`a.yaml:9: sim: found on platform snp, expected only on platform sim`}},
 		"features with SVSM":        {snp("firmware: {}", "svsm: {image: i}", "cpu: {guest_features: 1}"), []string{`a.yaml:10: cpu.guest_features: found with svsm.image, expected nothing: the VMSA in the image says it`}},
 		"tcg on snp":                {snp("qemu: {accel: tcg}"), []string{`a.yaml:9: qemu.accel: found "tcg", expected kvm: SEV-SNP is KVM's`}},
