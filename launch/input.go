@@ -15,7 +15,8 @@ import (
 // nothing can change, and the copy's hash. What becomes of the file afterwards
 // does not matter.
 type Input struct {
-	// Name says which input it is: "firmware", "svsm", "kernel", "initrd", "policy".
+	// Name says which input it is: "firmware", "svsm", "kernel", "initrd", "policy",
+	// "bundle".
 	Name string
 	// Path is where it came from, for people.
 	Path string

@@ -32,6 +32,15 @@ func (s *Spec) CheckLibvirt(euid int) error {
 	return errors.Join(errs...)
 }
 
+// onOtherHost reports whether the VM is to run on another machine.
+func (s *Spec) onOtherHost() bool {
+	if s.Backend != BackendLibvirt {
+		return false
+	}
+	p, err := libvirtd.ParseURI(s.Libvirt.URI)
+	return err == nil && p.Host != ""
+}
+
 // OldestLibvirt is the oldest libvirt that knows what a platform needs: TPMs of
 // other processes, and SEV-SNP (https://libvirt.org/news.html).
 func OldestLibvirt(platform string) uint64 {

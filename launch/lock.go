@@ -165,7 +165,7 @@ func (l *Lock) validate() error {
 	known, seen := (&Lock{}).inputs(), make(map[string]bool)
 	for i, in := range l.Inputs {
 		if _, ok := known[in.Name]; !ok {
-			fail("inputs[%d].name: found %q, expected firmware, svsm, kernel, initrd or policy", i, clip(in.Name))
+			fail("inputs[%d].name: found %q, expected firmware, svsm, kernel, initrd, policy or bundle", i, clip(in.Name))
 		}
 		if seen[in.Name] {
 			fail("inputs[%d].name: found %q twice", i, clip(in.Name))

@@ -28,6 +28,8 @@ type Plan struct {
 	Firmware, Kernel, Initrd, SVSM *Input
 	// Policy is the verification policy's file; nil for the default policy.
 	Policy *Input
+	// Bundle is the file of certificates and CRLs; nil when absent.
+	Bundle *Input
 
 	// IDBlock is the 96 bytes, IDAuth the 4096; nil when absent.
 	IDBlock, IDAuth []byte
@@ -84,7 +86,7 @@ func Resolve(ctx context.Context, s *Spec, o ResolveOptions) (_ *Plan, err error
 	wg.Go(func() { pcrs, pcrErr = p.predictPCRs() })
 	digest, err := p.derive()
 	wg.Wait()
-	if err := errors.Join(err, pcrErr, p.checkPolicy()); err != nil {
+	if err := errors.Join(err, pcrErr, p.checkPolicy(), p.checkBundle()); err != nil {
 		return nil, err
 	}
 	block, err := p.makeIDBlock(digest, o.Rand)
@@ -143,6 +145,7 @@ func (p *Plan) slots() []inputSlot {
 		{"kernel", &p.Kernel, "kernel", p.Spec.Kernel, inputfile.MaxKernel},
 		{"initrd", &p.Initrd, "initrd", p.Spec.Initrd, inputfile.MaxInitrd},
 		{"policy", &p.Policy, "attestation.policy", p.Spec.Attestation.Policy, inputfile.MaxDocument},
+		{"bundle", &p.Bundle, "attestation.bundle", p.Spec.Attestation.Bundle, attest.MaxBundle},
 	}
 }
 
@@ -272,6 +275,21 @@ func (p *Plan) checkPolicy() error {
 	}
 	if err != nil {
 		_, err = p.wrong("attestation.policy", err)
+	}
+	return err
+}
+
+// checkBundle says now what is wrong with the certificates that are to help.
+func (p *Plan) checkBundle() error {
+	if p.Bundle == nil {
+		return nil
+	}
+	data, err := p.Bundle.Bytes()
+	if err == nil {
+		_, err = attest.ParseBundle(data)
+	}
+	if err != nil {
+		_, err = p.wrong("attestation.bundle", fmt.Errorf("%s: %w", p.Bundle.Path, err))
 	}
 	return err
 }

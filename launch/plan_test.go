@@ -268,6 +268,16 @@ func TestResolveRefuses(t *testing.T) {
 			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "p.yaml"), []byte("version: 1\n")) },
 			want:  []string{"a.yaml:9: attestation.policy: ", "p.yaml"},
 		},
+		"bundle that is none": {
+			lines: []string{"attestation: {bundle: b.pem}"},
+			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "b.pem"), []byte("text")) },
+			want:  []string{"a.yaml:9: attestation.bundle: ", "b.pem: "},
+		},
+		"no bundle": {
+			lines: []string{"attestation: {bundle: b.pem}"},
+			spoil: func(dir string) {},
+			want:  []string{"a.yaml:9: attestation.bundle: ", "b.pem: no such file"},
+		},
 		"ID key missing": {
 			lines: []string{"id_block: {id_key: id.pem, author_key: author.pem}"},
 			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "author.pem"), []byte("x")) },
@@ -377,6 +387,17 @@ func TestResolvePolicy(t *testing.T) {
 	launchtest.Write(t, filepath.Join(dir, "p.yaml"), append(text, '\n'))
 	if _, err := Resolve(t.Context(), s, ResolveOptions{Frozen: lock}); err == nil || !strings.HasPrefix(err.Error(), "policy differs from the lock: ") {
 		t.Errorf("found %v, expected the policy to differ", err)
+	}
+}
+
+// TestResolveBundle: so are certificates.
+func TestResolveBundle(t *testing.T) {
+	dir, s := planDir(t, "attestation: {bundle: b.pem}")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: attest.AMDCertificates()[0].Raw})
+	launchtest.Write(t, filepath.Join(dir, "b.pem"), text)
+	p := resolve(t, s)
+	if p.Bundle == nil || p.Bundle.SHA256 != sha256.Sum256(text) || !slices.Contains(p.Inputs(), p.Bundle) {
+		t.Fatalf("found bundle %v", p.Bundle)
 	}
 }
 

@@ -52,6 +52,7 @@ func (s *Spec) FillDefaults(dir string) {
 	if s.Backend == BackendLibvirt {
 		fill(&s.Libvirt.URI, "libvirt.uri", choose(onSim, "qemu:///session", "qemu:///system"))
 	}
+	fill(&s.Attestation.Chip, "attestation.chip", choose(s.onOtherHost(), ChipAny, ChipHost))
 	if s.Policy == 0 && !s.src.has("policy") {
 		s.Policy = DefaultPolicy
 	}

@@ -51,7 +51,7 @@ func TestSpecDefaults(t *testing.T) {
 		Console:     ConsoleLog,
 		OnReset:     OnResetStop,
 		Agent:       Agent{Transport: TransportVirtioSerial, Port: 7600},
-		Attestation: Attestation{PCRs: []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}, OnRefused: OnRefusedStop},
+		Attestation: Attestation{PCRs: []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}, Chip: ChipHost, OnRefused: OnRefusedStop},
 		Timeouts:    Timeouts{Start: Duration(30 * time.Second), Boot: Duration(2 * time.Minute), Attest: Duration(30 * time.Second), Stop: Duration(10 * time.Second)},
 	}
 	if d := cmp.Diff(want, got, ignoreSource); d != "" {
@@ -74,6 +74,7 @@ func TestSpecDefaults(t *testing.T) {
 		{"memory", snp.Memory.String(), "512M"},
 		{"host_profile", snp.HostProfile, ""},
 		{"cpu.guest_features", fmt.Sprint(snp.CPU.GuestFeatures), "0"},
+		{"attestation.chip", snp.Attestation.Chip, ChipHost},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: found %q, expected %q", c.what, c.got, c.want)
@@ -81,6 +82,21 @@ func TestSpecDefaults(t *testing.T) {
 	}
 	if snp.Sim != nil {
 		t.Errorf("sim: found %+v on platform snp, expected none", snp.Sim)
+	}
+}
+
+// TestSpecChip: reports are held against this host's chip, if the VM runs here.
+func TestSpecChip(t *testing.T) {
+	for lines, want := range map[string]string{
+		"":                                 ChipHost,
+		"attestation: {chip: any}\n":       ChipAny,
+		"libvirt: {uri: qemu:///system}\n": ChipHost,
+		"libvirt: {uri: 'qemu+ssh://other/system'}\nnetworks: [{type: user}]\nagent: {transport: tcp, address: 'other:7600'}\n": ChipAny,
+	} {
+		s, err := load("version: 1\nname: a\nplatform: snp\nbackend: libvirt\nsvsm: {image: a.igvm}\nkernel: k\n" + lines)
+		if err != nil || s.Attestation.Chip != want {
+			t.Errorf("%q: found %q, %v, expected %q", lines, s.Attestation.Chip, err, want)
+		}
 	}
 }
 
@@ -516,17 +532,19 @@ func TestSpecRefuses(t *testing.T) {
 			launchtest.With("agent: {address: 'h:1', port: 7}"),
 			[]string{`a.yaml:9: agent.address: found for transport virtio-serial, expected only for tcp`, `a.yaml:9: agent.port: found for transport virtio-serial, expected only for vsock`},
 		},
-		"PCRs":         {launchtest.With("attestation: {pcrs: [24, 4, 9, 4]}"), []string{`a.yaml:9: attestation.pcrs[3]: found 24, expected 0 to 23`, `a.yaml:9: attestation.pcrs: found PCR 4 twice`}},
-		"PCRs, 4":      {launchtest.With("attestation: {pcrs: [0, 9]}"), []string{`a.yaml:9: attestation.pcrs: found no PCR 4, expected 4 and 9 with a kernel: they hold kernel, initrd and command line`}},
-		"PCRs, 9":      {launchtest.With("kernel_hashes: off", "attestation: {pcrs: [4]}"), []string{`a.yaml:10: attestation.pcrs: found no PCR 9, expected 4 and 9 with a kernel: they hold kernel, initrd and command line`}},
-		"C-05 dots":    {launchtest.With("name: ../x"), []string{`a.yaml:2: name: found "../x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 slash":   {launchtest.With("name: /x"), []string{`a.yaml:2: name: found "/x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 tilde":   {launchtest.With("name: '~x'"), []string{`a.yaml:2: name: found "~x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 percent": {launchtest.With("name: '%x'"), []string{`a.yaml:2: name: found "%x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 colon":   {launchtest.With("name: 'a:b'"), []string{`a.yaml:2: name: found "a:b", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-08 hyphen":  {launchtest.With("name: -x"), []string{`a.yaml:2: name: found "-x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"C-05 long":    {launchtest.With("name: " + strings.Repeat("a", 64)), []string{`a.yaml:2: name: found "` + strings.Repeat("a", 64) + `", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
-		"not YAML":     {"version: 1\nname: [a\n", []string{`a.yaml:1: not YAML: did not find expected ',' or ']'`}},
+		"PCRs":                {launchtest.With("attestation: {pcrs: [24, 4, 9, 4]}"), []string{`a.yaml:9: attestation.pcrs[3]: found 24, expected 0 to 23`, `a.yaml:9: attestation.pcrs: found PCR 4 twice`}},
+		"fetch on sim":        {launchtest.With("attestation: {fetch: true}"), []string{`a.yaml:9: attestation.fetch: found true, expected false with platform sim: AMD has no certificates of simulated chips`}},
+		"another host's chip": {launchtest.With("platform: snp", "backend: libvirt", "libvirt: {uri: 'qemu+ssh://o/system'}", "attestation: {chip: host}"), []string{`a.yaml:11: attestation.chip: found host, expected any: qemu+ssh://o/system leads to another machine, and its chip is not known here; name it in chip_ids of a policy`}},
+		"PCRs, 4":             {launchtest.With("attestation: {pcrs: [0, 9]}"), []string{`a.yaml:9: attestation.pcrs: found no PCR 4, expected 4 and 9 with a kernel: they hold kernel, initrd and command line`}},
+		"PCRs, 9":             {launchtest.With("kernel_hashes: off", "attestation: {pcrs: [4]}"), []string{`a.yaml:10: attestation.pcrs: found no PCR 9, expected 4 and 9 with a kernel: they hold kernel, initrd and command line`}},
+		"C-05 dots":           {launchtest.With("name: ../x"), []string{`a.yaml:2: name: found "../x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 slash":          {launchtest.With("name: /x"), []string{`a.yaml:2: name: found "/x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 tilde":          {launchtest.With("name: '~x'"), []string{`a.yaml:2: name: found "~x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 percent":        {launchtest.With("name: '%x'"), []string{`a.yaml:2: name: found "%x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 colon":          {launchtest.With("name: 'a:b'"), []string{`a.yaml:2: name: found "a:b", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-08 hyphen":         {launchtest.With("name: -x"), []string{`a.yaml:2: name: found "-x", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"C-05 long":           {launchtest.With("name: " + strings.Repeat("a", 64)), []string{`a.yaml:2: name: found "` + strings.Repeat("a", 64) + `", expected lower-case letters, digits and hyphens, at most 63, no hyphen first`}},
+		"not YAML":            {"version: 1\nname: [a\n", []string{`a.yaml:1: not YAML: did not find expected ',' or ']'`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := load(c.text)

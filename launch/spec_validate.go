@@ -352,6 +352,12 @@ func (s *Spec) checkAgent(p *problems) {
 }
 
 func (s *Spec) checkAttestation(p *problems) {
+	if s.Attestation.Fetch && s.Platform == PlatformSim {
+		p.add("attestation.fetch", "found true, expected false with platform sim: AMD has no certificates of simulated chips")
+	}
+	if s.Attestation.Chip == ChipHost && s.onOtherHost() {
+		p.add("attestation.chip", "found %s, expected %s: %s leads to another machine, and its chip is not known here; name it in chip_ids of a policy", ChipHost, ChipAny, s.Libvirt.URI)
+	}
 	pcrs := s.Attestation.PCRs
 	for i := 1; i < len(pcrs); i++ {
 		if pcrs[i] == pcrs[i-1] {

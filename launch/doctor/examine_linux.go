@@ -12,6 +12,7 @@ import (
 
 	"github.com/evtpm/evtpm/launch"
 	"github.com/evtpm/evtpm/launch/libvirtd"
+	"github.com/evtpm/evtpm/launch/sev"
 	"github.com/evtpm/evtpm/qmp"
 )
 
@@ -30,8 +31,10 @@ type Options struct {
 	// VMTypes asks KVM, through its opened device, which types of VMs it has:
 	// bit n stands for type n. Nil: its ioctl.
 	VMTypes func(kvm *os.File) (uint32, error)
-	// SNPStatus asks the AMD-SP, through its opened device. Nil: its ioctl.
-	SNPStatus func(sev *os.File) (SNPStatus, error)
+	// SNPStatus and ChipID ask the AMD-SP, through its opened device. Nil: its
+	// ioctl.
+	SNPStatus func(device *os.File) (sev.Status, error)
+	ChipID    func(device *os.File) ([]byte, error)
 	// Libvirt asks a libvirt what it can do. Nil: through its socket.
 	Libvirt func(context.Context, LibvirtQuery) (*LibvirtAnswer, error)
 
@@ -95,7 +98,10 @@ func (o *Options) fillDefaults() {
 		o.VMTypes = kvmVMTypes
 	}
 	if o.SNPStatus == nil {
-		o.SNPStatus = snpPlatformStatus
+		o.SNPStatus = sev.PlatformStatus
+	}
+	if o.ChipID == nil {
+		o.ChipID = sev.ChipID
 	}
 	if o.Libvirt == nil {
 		root, dir := o.Root, o.RuntimeDir

@@ -2,8 +2,8 @@ package doctor
 
 import (
 	"bufio"
+	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +24,7 @@ import (
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/launch"
 	"github.com/evtpm/evtpm/launch/launchtest"
+	"github.com/evtpm/evtpm/launch/sev"
 	"github.com/evtpm/evtpm/ovmf/ovmftest"
 	"github.com/evtpm/evtpm/qmp"
 )
@@ -32,7 +33,7 @@ import (
 type fakeHost struct {
 	root   string
 	o      Options
-	status SNPStatus
+	status sev.Status
 	types  uint32
 	qemu   *fakeQEMU
 	swtpm  string // what it prints
@@ -46,7 +47,7 @@ const cpuinfo = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmo
 func newFakeHost(t *testing.T) *fakeHost {
 	h := &fakeHost{root: t.TempDir(), types: 1 | 1<<kvmTypeSNP, qemu: newFakeQEMU()}
 	h.swtpm = `{"type": "swtpm", "features": ["tpm-2.0", "nvram-backend-file"], "version": "0.8.0"}`
-	h.status = SNPStatus{APIMajor: 1, APIMinor: 55, Build: 40, Initialized: true, RMP: true}
+	h.status = sev.Status{APIMajor: 1, APIMinor: 55, Build: 40, Initialized: true, RMP: true}
 	h.status.CurrentTCB = attest.TCBLayoutMilan.Join(attest.TCB{Bootloader: 10, SNP: 27, Microcode: 86})
 	h.status.ReportedTCB = h.status.CurrentTCB
 	h.set(t, "proc/cpuinfo", cpuinfo)
@@ -68,7 +69,8 @@ func newFakeHost(t *testing.T) *fakeHost {
 	t.Cleanup(func() { os.RemoveAll(home) })
 	h.o = Options{Root: h.root, Home: home, StateDir: t.TempDir(), RuntimeDir: t.TempDir()}
 	h.o.VMTypes = func(*os.File) (uint32, error) { return h.types, nil }
-	h.o.SNPStatus = func(*os.File) (SNPStatus, error) { return h.status, nil }
+	h.o.SNPStatus = func(*os.File) (sev.Status, error) { return h.status, nil }
+	h.o.ChipID = func(*os.File) ([]byte, error) { return bytes.Repeat([]byte{7}, 64), nil }
 	h.o.Libvirt = func(context.Context, LibvirtQuery) (*LibvirtAnswer, error) {
 		return nil, errors.New("not to be asked")
 	}
@@ -302,8 +304,11 @@ func TestL28(t *testing.T) {
 			h.set(t, "dev/sev/x", "")
 		}, []string{"fail sev-device"}, snp},
 		"AMD-SP does not answer": {func(_ *testing.T, h *fakeHost) {
-			h.o.SNPStatus = func(*os.File) (SNPStatus, error) { return h.status, errors.New("no") }
+			h.o.SNPStatus = func(*os.File) (sev.Status, error) { return h.status, errors.New("no") }
 		}, []string{"fail sp-firmware"}, snp},
+		"chip not known": {func(_ *testing.T, h *fakeHost) {
+			h.o.ChipID = func(*os.File) ([]byte, error) { return nil, errors.New("no") }
+		}, []string{"fail chip"}, snp},
 		"old AMD-SP firmware":      {func(_ *testing.T, h *fakeHost) { h.status.APIMinor = 50 }, []string{"fail sp-firmware"}, snp},
 		"AMD-SP not initialised":   {func(_ *testing.T, h *fakeHost) { h.status.Initialized = false }, []string{"fail sp-firmware"}, snp},
 		"no RMP":                   {func(_ *testing.T, h *fakeHost) { h.status.RMP = false }, []string{"fail rmp"}, snp},
@@ -437,8 +442,11 @@ func TestL28Spec(t *testing.T) {
 		take  func(t *testing.T, h *fakeHost, s *launch.Spec)
 		want  []string
 	}{
-		"plain snp":        {[]string{"platform: snp"}, nil, nil},
-		"plain sim":        {[]string{"platform: sim"}, nil, nil},
+		"plain snp": {[]string{"platform: snp"}, nil, nil},
+		"plain sim": {[]string{"platform: sim"}, nil, nil},
+		"chip not known, any taken": {[]string{"platform: snp", "attestation: {chip: any}"}, func(_ *testing.T, h *fakeHost, _ *launch.Spec) {
+			h.o.ChipID = func(*os.File) ([]byte, error) { return nil, errors.New("no") }
+		}, nil},
 		"no firmware file": {[]string{"platform: snp"}, func(_ *testing.T, _ *fakeHost, s *launch.Spec) { s.Firmware.Path += "x" }, []string{"fail inputs"}},
 		"no files at all": {[]string{"platform: sim"}, func(_ *testing.T, _ *fakeHost, s *launch.Spec) {
 			s.Firmware.Path, s.Kernel, s.Initrd = "/x", "/y", "/z"
@@ -607,32 +615,13 @@ func TestDoctorChangesNothing(t *testing.T) {
 	}
 }
 
-// TestSNPStatus: the fields lie where the kernel's header has them.
-func TestSNPStatus(t *testing.T) {
-	b := [snpStatusSize]byte{0: 1, 1: 55, 2: 1, 3: 1, 8: 1}
-	binary.LittleEndian.PutUint32(b[4:], 40)
-	binary.LittleEndian.PutUint32(b[12:], 7)
-	binary.LittleEndian.PutUint64(b[16:], 0x0102030405060708)
-	binary.LittleEndian.PutUint64(b[24:], 0x1112131415161718)
-	want := SNPStatus{
-		APIMajor: 1, APIMinor: 55, Build: 40, Initialized: true, RMP: true, MaskChipID: true, Guests: 7,
-		CurrentTCB: 0x0102030405060708, ReportedTCB: 0x1112131415161718,
-	}
-	if diff := cmp.Diff(want, parseSNPStatus(b)); diff != "" {
-		t.Error(diff)
-	}
-	if diff := cmp.Diff(SNPStatus{}, parseSNPStatus([snpStatusSize]byte{2: 2, 3: 0xfe, 8: 0xfe})); diff != "" {
-		t.Error(diff)
-	}
-	// A file that is no such device refuses the request instead of filling it in.
+// A file that is no such device refuses the request instead of filling it in.
+func TestNoKVM(t *testing.T) {
 	f, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if s, err := snpPlatformStatus(f); err == nil {
-		t.Errorf("%s: found %+v, expected an error", os.DevNull, s)
-	}
 	if n, err := kvmVMTypes(f); err == nil {
 		t.Errorf("%s: found VM types %#x, expected an error", os.DevNull, n)
 	}

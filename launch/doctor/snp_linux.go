@@ -2,12 +2,15 @@ package doctor
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/inputfile"
+	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/sev"
 )
 
 // What a host needs for SEV-SNP.
@@ -192,30 +195,13 @@ func (d *examination) kvm() {
 	}
 }
 
-// An SNPStatus is what the AMD-SP says of itself (SNP ABI 56860,
-// SNP_PLATFORM_STATUS).
-type SNPStatus struct {
-	APIMajor, APIMinor uint8
-	Build              uint32
-	// Initialized says that SNP_INIT was done.
-	Initialized bool
-	// RMP says that the reverse map table is initialised.
-	RMP bool
-	// MaskChipID says that reports carry no chip id.
-	MaskChipID bool
-	Guests     uint32
-	// CurrentTCB is that of the running firmware, ReportedTCB what reports are
-	// signed with.
-	CurrentTCB, ReportedTCB attest.RawTCB
-}
-
 func (d *examination) secureProcessor() {
-	f := d.device("sev-device", "/dev/sev", "load the kernel module ccp; if it is: "+d.hostFix())
+	f := d.device("sev-device", sev.Device, "load the kernel module ccp; if it is: "+d.hostFix())
 	if f == nil {
 		return
 	}
 	defer f.Close()
-	d.ok("sev-device", "/dev/sev opens")
+	d.ok("sev-device", "%s opens", sev.Device)
 	s, err := d.o.SNPStatus(f)
 	if err != nil {
 		d.fail("sp-firmware", fmt.Sprintf("the AMD-SP does not answer: %v", err), "its platform status", d.hostFix())
@@ -227,6 +213,7 @@ func (d *examination) secureProcessor() {
 	} else {
 		d.fail("rmp", "the reverse map table is not initialised", "an RMP that covers the memory", d.hostFix())
 	}
+	d.chip(f)
 	if s.MaskChipID {
 		d.warn("chip-id", "reports carry no chip id", "reports that name their chip",
 			"set MASK_CHIP_ID to 0 (snphost config), or use a policy with allow_masked_chip_id: a verdict under the default policy refuses them")
@@ -234,7 +221,21 @@ func (d *examination) secureProcessor() {
 	d.tcb(s)
 }
 
-func (d *examination) secureProcessorFirmware(s SNPStatus) {
+// chip looks whether a launch can hold reports against this host's chip.
+func (d *examination) chip(device *os.File) {
+	id, err := d.o.ChipID(device)
+	switch {
+	case err == nil:
+		d.ok("chip", "this host's chip is %x", id)
+	case d.spec != nil && d.spec.Attestation.Chip == launch.ChipAny:
+		d.ok("chip", "this host's chip is not known, and the spec takes reports of any")
+	default:
+		d.fail("chip", fmt.Sprintf("this host's chip is not known: %v", err), "its id, which reports are held against",
+			"say attestation.chip: any in the spec, and restrict the chips in a policy")
+	}
+}
+
+func (d *examination) secureProcessorFirmware(s sev.Status) {
 	major, minor := uint8(snpMinAPIMajor), uint8(snpMinAPIMinor)
 	why := "the kernel"
 	if d.spec != nil {
@@ -258,7 +259,7 @@ func (d *examination) secureProcessorFirmware(s SNPStatus) {
 
 // tcb compares the firmware's levels with the floors of the policy that the
 // launch will be judged by.
-func (d *examination) tcb(s SNPStatus) {
+func (d *examination) tcb(s sev.Status) {
 	if d.cpu == nil {
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/evtpm/evtpm/attest"
@@ -159,19 +160,33 @@ func (s *supervisor) challenge(ctx context.Context, conn net.Conn) (*attest.Sess
 	})
 }
 
-// judge verifies the evidence of a live challenge, and makes the verdict the
-// machine's, unless the boot that it is about has ended meanwhile.
-func (s *supervisor) judge(ctx, boot context.Context, session *attest.Session) (*Outcome, error) {
+// judgeBy says what the evidence of a live challenge is judged by: what the spec
+// names, and what the cache keeps.
+func (s *supervisor) judgeBy(ctx context.Context, session *attest.Session) (attest.Options, error) {
 	o := attest.Options{
 		Policy:   s.policy,
 		Live:     session,
 		Registry: attest.NewFileRegistry(filepath.Join(s.job.StateDir, registryFile)),
 	}
-	if err := s.platform.trust(&o); err != nil {
-		return nil, err
+	cache := filepath.Join(s.job.StateDir, kds.Folder)
+	if s.plan.Spec.Attestation.Fetch {
+		o.Getter = &kds.Cache{Dir: cache, Next: kds.New(kds.Options{})}
 	}
-	if x, err := kds.Kept(ctx, filepath.Join(s.job.StateDir, kds.Folder), session.Evidence.Report); err == nil {
+	if s.bundle != nil {
+		o.Certificates, o.CRLs = slices.Clone(s.bundle.Certificates), s.bundle.CRLs
+	}
+	if x, err := kds.Kept(ctx, cache, session.Evidence.Report); err == nil {
 		o.Certificates = append(o.Certificates, x)
+	}
+	return o, s.platform.trust(&o)
+}
+
+// judge verifies the evidence of a live challenge, and makes the verdict the
+// machine's, unless the boot that it is about has ended meanwhile.
+func (s *supervisor) judge(ctx, boot context.Context, session *attest.Session) (*Outcome, error) {
+	o, err := s.judgeBy(ctx, session)
+	if err != nil {
+		return nil, err
 	}
 	verdict, err := attest.Verify(ctx, session.Evidence, s.plan.Golden, o)
 	if err != nil {

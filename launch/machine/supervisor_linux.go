@@ -76,6 +76,7 @@ type supervisor struct {
 	attack  snpsim.Attack
 	claim   *claim
 	policy  *attest.Policy
+	bundle  *attest.Bundle // nil: the spec names none
 	spawner *process.Spawner
 	events  *boundedLog
 	console *boundedLog
@@ -202,6 +203,15 @@ func takeJob(conn *lineConn, take func(fd int) (*os.File, error)) (_ *supervisor
 			return nil, s.refuse(err)
 		}
 		if s.policy, err = attest.ParsePolicy(text, in.Path); err != nil {
+			return nil, s.refuse(err)
+		}
+	}
+	if in := s.plan.Bundle; in != nil {
+		data, err := in.Bytes()
+		if err != nil {
+			return nil, s.refuse(err)
+		}
+		if s.bundle, err = attest.ParseBundle(data); err != nil {
 			return nil, s.refuse(err)
 		}
 	}

@@ -2,10 +2,13 @@ package machine
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"os"
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/launch"
+	"github.com/evtpm/evtpm/launch/sev"
 )
 
 // A platform is what differs between hardware and its simulation.
@@ -30,16 +33,43 @@ func newPlatform(s *supervisor) (platform, error) {
 	if s.plan.Spec.Platform == launch.PlatformSim {
 		return newSimPlatform(s)
 	}
-	return hardware{}, nil
+	return &hardware{pin: s.plan.Spec.Attestation.Chip != launch.ChipAny, device: sev.Device, ask: sev.ChipID}, nil
 }
 
 // hardware is platform snp: the AMD-SP measures, the SVSM in the guest has the
 // vTPM, and AMD's roots are the verifier's own.
-type hardware struct{}
+type hardware struct {
+	pin    bool // to this host's chip
+	device string
+	ask    func(device *os.File) ([]byte, error)
 
-func (hardware) prepare(context.Context) (string, error) { return "", nil }
-func (hardware) serve(net.Conn)                          {}
-func (hardware) measure(context.Context) (string, error) { return "", nil }
-func (hardware) vtpm(context.Context) (string, error)    { return "", nil }
-func (hardware) trust(*attest.Options) error             { return nil }
-func (hardware) close()                                  {}
+	chip []byte
+}
+
+func (*hardware) prepare(context.Context) (string, error) { return "", nil }
+func (*hardware) serve(net.Conn)                          {}
+func (*hardware) vtpm(context.Context) (string, error)    { return "", nil }
+func (*hardware) close()                                  {}
+
+// measure notes which chip has measured: this host's. It comes after QEMU, which
+// says better than a missing device what a host lacks.
+func (h *hardware) measure(context.Context) (string, error) {
+	if !h.pin {
+		return "", nil
+	}
+	f, err := os.OpenFile(h.device, os.O_RDWR, 0)
+	if err == nil {
+		defer f.Close()
+		h.chip, err = h.ask(f)
+	}
+	if err != nil {
+		return "", &classedError{class: attest.ClassHostNotCapable,
+			err: fmt.Errorf("this host's chip, which reports are held against: %w; attestation.chip: any does without", err)}
+	}
+	return fmt.Sprintf("reports must name this host's chip %x...", h.chip[:8]), nil
+}
+
+func (h *hardware) trust(o *attest.Options) error {
+	o.ChipID = h.chip
+	return nil
+}
