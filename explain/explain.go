@@ -82,6 +82,9 @@ type Candidates struct {
 	Signatures []Signature
 	// Boots are whole direct boots, tried when none is expected.
 	Boots []Boot
+	// Progress, if set, is told how many of all combinations were tried, one call
+	// at a time.
+	Progress func(tried, all int)
 }
 
 // Firmware is an image with a name.

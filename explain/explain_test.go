@@ -192,11 +192,21 @@ func TestPlantedDifferences(t *testing.T) {
 
 func TestUnexplained(t *testing.T) {
 	l, _ := (&testBase{Firmware: "build-a.fd", VCPUs: 4, CPU: "EPYC-v4", Kernel: "vmlinuz-1"}).launch(t)
+	told, total := 0, 0
 	r, err := explain.Digest(context.Background(), l, bytes.Repeat([]byte{1}, 48), explain.Candidates{
 		Firmwares: []explain.Firmware{{Name: "old.fd", Image: image(t, "old.fd")}},
+		Progress: func(tried, all int) {
+			if told++; tried != told {
+				t.Errorf("told of %d combinations after %d", tried, told)
+			}
+			total = all
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if told != total || told == 0 {
+		t.Errorf("told %d times of %d combinations", told, total)
 	}
 	var names []string
 	for _, region := range r.Unexplained {

@@ -70,6 +70,7 @@ func (s *search) run() (*Result, error) {
 		bestMu      sync.Mutex
 		best        *match
 		failed      error
+		ended       int
 		wg          sync.WaitGroup
 	)
 	for range runtime.GOMAXPROCS(0) {
@@ -89,6 +90,9 @@ func (s *search) run() (*Result, error) {
 				m, n, err := s.try(&pairs[i])
 				tried.Add(n)
 				bestMu.Lock()
+				if ended++; s.candidates.Progress != nil {
+					s.candidates.Progress(ended, len(pairs))
+				}
 				if err != nil && failed == nil {
 					failed = err
 				}

@@ -88,12 +88,19 @@ func (u *ui) explain(c *cli.Context) error {
 	if image {
 		result, err = explainSVSM(ctx, l, found.digest)
 	} else {
+		show, end := u.progress()
+		candidates.Progress = func(tried, all int) {
+			show(fmt.Sprintf("trying variants: %d %% of %d combinations; Ctrl-C ends it", 100*tried/all, all))
+		}
 		result, err = explain.Digest(ctx, l.Launch, found.digest, candidates)
+		end()
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return withClass(attest.ClassTimeout, err)
-	}
-	if err != nil {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("interrupted after %v: no match among the first %d variants", time.Since(start).Round(time.Millisecond), result.Tried)
+	case errors.Is(err, context.DeadlineExceeded):
+		return withClass(attest.ClassTimeout, fmt.Errorf("no end within %v: no match among the first %d variants; --timeout gives it longer", d, result.Tried))
+	case err != nil:
 		return err
 	}
 	u.say("host profile: %s", l.profileText())

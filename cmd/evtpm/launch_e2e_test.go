@@ -103,6 +103,7 @@ func TestE2ELaunch(t *testing.T) {
 		{[]string{"verify", "--trust-sim", "--golden", golden, saved}, 0, "verdict: trusted (SIMULATED)"},
 		{[]string{"verify", "--golden", golden, evidence}, 2, "verdict: refused"},
 		{[]string{"logs", "m"}, 0, "m| "},
+		{[]string{"logs", "-o", "json", "m"}, 0, `{"machine":"m","source":"guest","at":`},
 		{[]string{"events", "m"}, 0, "verdict"},
 		{[]string{"launch", r.spec}, 8, "is running already"},
 	} {

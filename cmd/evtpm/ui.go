@@ -8,8 +8,11 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"golang.org/x/term"
 
 	"github.com/evtpm/evtpm/attest"
 )
@@ -98,6 +101,32 @@ func (u *ui) warn(format string, args ...any) {
 		fmt.Fprintf(u.err, "evtpm: warning: "+format+"\n", args...)
 	}
 }
+
+// progress returns what shows how far something has come, a line that is written
+// anew, and what takes the line away. Where no terminal is, and with -q, both do
+// nothing.
+func (u *ui) progress() (show func(text string), end func()) {
+	f, ok := u.err.(*os.File)
+	if !ok || u.quiet || !term.IsTerminal(int(f.Fd())) {
+		return func(string) {}, func() {}
+	}
+	const anew = "\r\x1b[K" // to the line's beginning, and nothing behind it
+	var shown time.Time
+	show = func(text string) {
+		if now := time.Now(); now.Sub(shown) >= progressEvery {
+			shown = now
+			fmt.Fprint(u.err, anew+text)
+		}
+	}
+	return show, func() {
+		if !shown.IsZero() {
+			fmt.Fprint(u.err, anew)
+		}
+	}
+}
+
+// progressEvery is how often a line that shows progress is written.
+const progressEvery = 200 * time.Millisecond
 
 // fail prints an error, one line an error of a joined one.
 func (u *ui) fail(err error) {
