@@ -4,6 +4,8 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -78,7 +80,11 @@ func (u *ui) diagnosis(r *doctor.Report) {
 		signs[doctor.Warn] = "!"
 	}
 	for _, f := range r.Findings {
-		u.say("%s %s: %s", signs[f.Status], f.Name, printable(f.Found))
+		name := f.Name
+		if r.Platform != "" && !slices.Contains(f.Platforms, r.Platform) {
+			name += ", for platform " + strings.Join(f.Platforms, ", ") + " and not this spec"
+		}
+		u.say("%s %s: %s", signs[f.Status], name, printable(f.Found))
 		if f.Status != doctor.OK {
 			u.values("     ", "needed ", f.Needed)
 			u.values("     ", "fix    ", f.Fix)
