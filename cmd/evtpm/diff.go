@@ -26,6 +26,7 @@ func diffCommand(u *ui) *cli.Command {
 		Usage:     "compare two launches down to the first differing step and its guest address",
 		ArgsUsage: "A B",
 		Description: "A and B are specs (.yaml), firmware images, IGVM files, traces that evtpm measure --trace printed, or golden values.\n" +
+			"A firmware image beside a spec is compared as launched with everything else that the spec says.\n" +
 			"Golden values are compared field by field, and only with golden values.\n\n" +
 			"Exit codes: 0 nothing differs, 6 something does.",
 		Flags:  []cli.Flag{outputFlag(), specOwnerFlag(), frozenFlag()},
@@ -39,12 +40,19 @@ type launchSide struct {
 	golden *measure.Golden // of golden values; then the rest is empty
 	pages  []measure.Page
 	vmsas  []*measure.VMSA // what is known of them
+
+	spec *launchInput // of a spec; the caller closes it
+	bare *ovmf.Image  // of a firmware alone: what it is launched with is not known
 }
+
+// bareOptions are what a firmware alone is launched with, where nothing says it.
+var bareOptions = ovmf.LaunchOptions{VCPUs: 2}
 
 // diffDocument is what -o json prints.
 type diffDocument struct {
 	Schema    string       `json:"schema"`
 	Same      bool         `json:"same"`
+	Assumed   string       `json:"assumed,omitempty"` // of a firmware alone
 	First     *firstDiff   `json:"first,omitempty"`
 	Regions   []regionDiff `json:"regions,omitempty"`
 	Reordered bool         `json:"reordered,omitempty"`
@@ -100,8 +108,15 @@ func (u *ui) diff(c *cli.Context) error {
 		if sides[i], err = u.readSide(c, c.Args().Get(i)); err != nil {
 			return err
 		}
+		if l := sides[i].spec; l != nil {
+			defer l.close()
+		}
 	}
 	a, b := sides[0], sides[1]
+	assumed, err := launchBare(a, b)
+	if err != nil {
+		return err
+	}
 	var doc *diffDocument
 	switch {
 	case (a.golden != nil) != (b.golden != nil):
@@ -112,6 +127,9 @@ func (u *ui) diff(c *cli.Context) error {
 		}
 	default:
 		doc = diffLaunches(a, b)
+	}
+	if doc.Assumed = assumed; assumed != "" {
+		u.say("%s", assumed)
 	}
 	doc.Schema = "evtpm.diff/v1"
 	if asJSON {
@@ -130,12 +148,17 @@ func (u *ui) diff(c *cli.Context) error {
 // readSide finds out what a file is, and reads it.
 func (u *ui) readSide(c *cli.Context, name string) (*launchSide, error) {
 	if ext := filepath.Ext(name); ext == ".yaml" || ext == ".yml" {
-		plan, err := resolveSpec(c, name)
+		l, err := specLaunch(c, name)
 		if err != nil {
 			return nil, err
 		}
-		defer plan.Close()
-		return sideOf(name, plan.Sequence)
+		side, err := sideOf(name, l.plan.Sequence)
+		if err != nil {
+			l.close()
+			return nil, err
+		}
+		side.spec = l
+		return side, nil
 	}
 	data, err := u.readInput(name, inputfile.MaxImage)
 	if err != nil {
@@ -161,14 +184,57 @@ func (u *ui) readSide(c *cli.Context, name string) (*launchSide, error) {
 	default:
 		var img *ovmf.Image
 		if img, err = ovmf.Parse(data); err == nil {
-			// Of a firmware alone: what it is launched with is the same on both sides.
-			seq, err = img.Sequence(ovmf.LaunchOptions{VCPUs: 2})
+			return &launchSide{name: name, bare: img}, nil
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return sideOf(name, seq)
+}
+
+// launchBare launches a firmware alone: with everything else that the spec on the
+// other side says, so that nothing differs that does not come from the firmware.
+// assumed says in words what it is launched with, where that is not the same on
+// both sides by itself.
+func launchBare(a, b *launchSide) (assumed string, err error) {
+	launch := func(s *launchSide, seq *measure.Sequence, err error) error {
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		launched, err := sideOf(s.name, seq)
+		if err == nil {
+			s.pages, s.vmsas = launched.pages, launched.vmsas
+		}
+		return err
+	}
+	if a.bare == nil {
+		a, b = b, a
+	}
+	switch {
+	case a.bare == nil:
+		return "", nil
+	case b.spec != nil && b.spec.Firmware != nil:
+		l := b.spec.Launch
+		l.Firmware = a.bare
+		if seq, err := l.Sequence(); err == nil {
+			return fmt.Sprintf("%s is compared as launched with everything else that %s says", printable(a.name), printable(b.name)), launch(a, seq, nil)
+		}
+		// It has no room for the kernel's hashes, say.
+	case b.bare != nil:
+		seq, err := b.bare.Sequence(bareOptions)
+		if err := launch(b, seq, err); err != nil {
+			return "", err
+		}
+	case b.golden != nil:
+		return "", nil // not to be compared
+	}
+	seq, err := a.bare.Sequence(bareOptions)
+	if b.bare == nil {
+		assumed = fmt.Sprintf("%s is a firmware alone, compared as launched with %s of CPUID signature 0 and no kernel; differences of vCPUs and kernel hashes say nothing",
+			printable(a.name), countText(bareOptions.VCPUs))
+	}
+	return assumed, launch(a, seq, err)
 }
 
 func sideOf(name string, seq *measure.Sequence) (*launchSide, error) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -25,12 +27,15 @@ func TestScripts(t *testing.T) {
 		UpdateScripts: os.Getenv("EVTPM_UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("EVTPM_TESTDATA", os.Getenv("EVTPM_TESTDATA"))
-			// A firmware and a kernel that can be measured, if not run; and a
-			// firmware as it was built before SEV-SNP.
+			// A firmware and a kernel that can be measured, if not run; a firmware
+			// as it was built before SEV-SNP, and one without room for hashes.
 			old := ovmftest.AmdSev()
 			old.Entries[0].Data = ovmftest.U32(0, 0)
 			old.Entries = append(old.Entries[:2:2], old.Entries[3])
+			noKernel := ovmftest.AmdSev()
+			noKernel.Entries = slices.DeleteFunc(slices.Clone(noKernel.Entries), func(e ovmftest.Entry) bool { return strings.HasPrefix(e.GUID, "7255371f") })
 			return errors.Join(
+				os.WriteFile(filepath.Join(env.WorkDir, "nokernel.fd"), ovmftest.Build(noKernel), 0o600),
 				os.WriteFile(filepath.Join(env.WorkDir, "old.fd"), ovmftest.Build(old), 0o600),
 				os.WriteFile(filepath.Join(env.WorkDir, "OVMF.fd"), ovmftest.Build(ovmftest.AmdSev()), 0o600),
 				os.WriteFile(filepath.Join(env.WorkDir, "vmlinuz"), testKernel(), 0o600),
