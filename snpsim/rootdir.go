@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/evtpm/evtpm/wholefile"
 )
 
 // makePrivate makes a directory of this user's alone; one that is there must be.
@@ -26,25 +28,9 @@ func makePrivate(dir string) error {
 	return checkPrivate(dir, info)
 }
 
-// writeFile writes a file of mode 0600 whole or not at all.
-func writeFile(path string, data []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name()) //nolint:errcheck // the first error is the one to tell
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
+// writeFile writes a file of mode 0600 whole or not at all, for good.
+func writeFile(path string, data []byte) error {
+	if err := wholefile.WriteBytes(path, 0o600, data); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(path))

@@ -13,21 +13,45 @@ import (
 // Write writes the file at path, with the mode, out of what write writes. A
 // reader, and a power cut, find the old contents or the new, never a part. After
 // an error, be it write's, the old contents are there still and nothing else is
-// left behind.
+// left behind. Errors name path, whatever the file was called when they happened.
 func Write(path string, mode fs.FileMode, write func(io.Writer) error) error {
 	// In the same folder: a rename must not cross file systems.
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return err
+		return named(path, err)
 	}
-	err = errors.Join(write(tmp), tmp.Chmod(mode), tmp.Sync(), tmp.Close())
+	err = errors.Join(write(namedWriter{tmp, path}), named(path, tmp.Chmod(mode)), named(path, tmp.Sync()), named(path, tmp.Close()))
 	if err == nil {
-		err = os.Rename(tmp.Name(), path)
+		err = named(path, os.Rename(tmp.Name(), path))
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
+		return errors.Join(err, os.Remove(tmp.Name())) // of what is left, by its name
 	}
 	return nil
+}
+
+// named has an error of the file that becomes path name that.
+func named(path string, err error) error {
+	var e *fs.PathError
+	var l *os.LinkError
+	switch {
+	case errors.As(err, &e):
+		return &fs.PathError{Op: e.Op, Path: path, Err: e.Err}
+	case errors.As(err, &l):
+		return &fs.PathError{Op: "write", Path: path, Err: l.Err}
+	}
+	return err
+}
+
+// namedWriter writes a file that becomes path.
+type namedWriter struct {
+	w    io.Writer
+	path string
+}
+
+func (n namedWriter) Write(p []byte) (int, error) {
+	k, err := n.w.Write(p)
+	return k, named(n.path, err)
 }
 
 // WriteBytes is [Write] of bytes that are at hand.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/evtpm/evtpm/wholefile"
@@ -68,15 +69,36 @@ func TestContentsThatBreakOff(t *testing.T) {
 
 func TestPlacesWhereNoFileCanBe(t *testing.T) {
 	dir := t.TempDir()
-	if err := wholefile.WriteBytes(filepath.Join(dir, "missing", "file"), 0o600, nil); err == nil {
-		t.Error("no error where the folder is missing")
+	missing := filepath.Join(dir, "missing", "file")
+	if err := wholefile.WriteBytes(missing, 0o600, nil); err == nil || err.Error() != "open "+missing+": no such file or directory" {
+		t.Errorf("error is %v where the folder is missing", err)
 	}
 	folder := filepath.Join(dir, "folder")
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := wholefile.WriteBytes(folder, 0o600, nil); err == nil {
-		t.Error("no error where a folder has the name")
+	if err := wholefile.WriteBytes(folder, 0o600, nil); err == nil || !strings.HasPrefix(err.Error(), "write "+folder+": ") {
+		t.Errorf("error is %v where a folder has the name", err)
 	}
 	alone(t, folder)
+}
+
+// What cannot be written is told under the file's own name, when it comes from
+// write too.
+func TestNameInErrors(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	err := wholefile.Write(path, 0o600, func(w io.Writer) error {
+		if _, err := io.WriteString(w, "text"); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(filepath.Dir(path))
+		if err != nil || len(entries) != 1 {
+			t.Fatal(entries, err)
+		}
+		// So that its name cannot be changed.
+		return os.Remove(filepath.Join(filepath.Dir(path), entries[0].Name()))
+	})
+	if want := "write " + path + ": no such file or directory"; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("error is %v, expected %s", err, want)
+	}
 }
