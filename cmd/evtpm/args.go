@@ -57,6 +57,35 @@ func flagsFirst(app *cli.App, args []string) []string {
 	return append(append(args[:1:1], global...), out[1:]...)
 }
 
+// question is what a shell asks, without the program's own flags, and without
+// flags at its end that take no value: what follows them is asked for, and the
+// library would look for flags that begin like them. args end with completionFlag.
+func question(app *cli.App, args []string) []string {
+	commands, flags := app.Commands, app.Flags
+	out := args[:1:1]
+	for _, a := range args[1 : len(args)-1] {
+		name, isFlag := strings.TrimLeft(a, "-"), strings.HasPrefix(a, "-")
+		c := find(commands, a)
+		switch {
+		case isFlag && hasFlag(app.Flags, name) && (len(out) == 1 || !hasFlag(flags, name)):
+			continue
+		case c != nil:
+			commands, flags = c.Subcommands, c.Flags
+		case !isFlag:
+			commands = nil
+		}
+		out = append(out, a)
+	}
+	for n := len(out) - 1; n > 0; n-- {
+		name := strings.TrimLeft(out[n], "-")
+		if name == out[n] || !hasFlag(flags, name) || takesValue(flags, name) {
+			break
+		}
+		out = out[:n]
+	}
+	return append(out, completionFlag)
+}
+
 func find(commands []*cli.Command, name string) *cli.Command {
 	for _, c := range commands {
 		if c.HasName(name) {

@@ -41,6 +41,27 @@ func TestFlagsFirst(t *testing.T) {
 	}
 }
 
+// TestQuestion: what a shell asks is what follows the flags that say nothing of it.
+func TestQuestion(t *testing.T) {
+	app := &cli.App{
+		Flags: []cli.Flag{&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}}},
+		Commands: []*cli.Command{
+			{Name: "stop", Flags: []cli.Flag{&cli.BoolFlag{Name: "force"}, &cli.BoolFlag{Name: "all"}, &cli.StringFlag{Name: "grace"}}},
+			{Name: "own", Flags: []cli.Flag{&cli.StringFlag{Name: "queue", Aliases: []string{"q"}}}},
+		},
+	}
+	for in, want := range map[string]string{
+		"": "", "-q": "", "--quiet": "", "--qui": "--qui", "-q stop": "stop", "stop -q": "stop", "-q stop --gr": "stop --gr", "stop -q --gr": "stop --gr",
+		"stop --force": "stop", "stop --force --all": "stop", "stop --force --gr": "stop --force --gr", "stop --grace": "stop --grace",
+		"stop --force m": "stop --force m", "stop -": "stop -", "own -q": "own -q", "-q own -q": "own -q", "stop own -q": "stop own",
+	} {
+		got := question(app, append(strings.Fields("evtpm "+in), completionFlag))
+		if text := strings.Join(got, " "); text != strings.Join(append(strings.Fields("evtpm "+want), completionFlag), " ") {
+			t.Errorf("%q: found %q, expected %q", in, text, want)
+		}
+	}
+}
+
 // TestCommands: a command that is made alone is the one that was asked for.
 func TestCommands(t *testing.T) {
 	u := &ui{}

@@ -37,6 +37,10 @@ func run() int {
 	u := newUI(out)
 	args := helpFirst(os.Args)
 	app := newApp(u, args)
+	if n := len(args); n > 1 && args[n-1] == completionFlag {
+		args = question(app, args)
+		os.Args = args // where the library looks
+	}
 	err := app.RunContext(ctx, flagsFirst(app, args))
 	if err == nil && out.err != nil {
 		err = fmt.Errorf("standard output: %w", out.err)
