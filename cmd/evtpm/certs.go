@@ -16,7 +16,6 @@ import (
 
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/kds"
-	"github.com/evtpm/evtpm/inputfile"
 )
 
 func certsCommand(u *ui) *cli.Command {
@@ -44,7 +43,7 @@ func certsCommand(u *ui) *cli.Command {
 			},
 			{
 				Name: "show", Usage: "say what certificates and CRLs are: those in files, or without any those in the cache",
-				ArgsUsage: "[FILE...]",
+				ArgsUsage: "[FILE|-...]",
 				Flags: []cli.Flag{
 					&cli.StringSliceFlag{Name: "cert-table", Usage: "certificate table `FILE`, as the host gives it to guests; may be repeated"},
 					outputFlag(),
@@ -150,20 +149,25 @@ func fetchList(u *ui, c *cli.Context) ([]string, error) {
 	return urls, nil
 }
 
-// readBundles reads the files of a command: PEM, DER and certificate tables.
-func readBundles(c *cli.Context) (*attest.Bundle, error) {
+// readBundles reads the files of a command: PEM, DER and certificate tables. One may
+// be standard input.
+func readBundles(u *ui, c *cli.Context) (*attest.Bundle, error) {
 	b := new(attest.Bundle)
 	var errs []error
 	for _, name := range c.Args().Slice() {
-		more, err := readBundle(name)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		data, err := u.readInput(name, attest.MaxBundle)
+		if err == nil {
+			var more *attest.Bundle
+			if more, err = attest.ParseBundle(data); err == nil {
+				b.Add(more)
+				continue
+			}
+			err = fmt.Errorf("%s: %w", name, err)
 		}
-		b.Add(more)
+		errs = append(errs, err)
 	}
 	for _, name := range c.StringSlice("cert-table") {
-		data, err := inputfile.Read(name, attest.MaxReportFile)
+		data, err := u.readInput(name, attest.MaxReportFile)
 		if err == nil {
 			var more *attest.Bundle
 			if more, err = attest.TableBundle(data); err == nil {
@@ -178,7 +182,7 @@ func readBundles(c *cli.Context) (*attest.Bundle, error) {
 }
 
 func certsImport(u *ui, c *cli.Context) error {
-	b, err := readBundles(c)
+	b, err := readBundles(u, c)
 	if err != nil {
 		return err
 	}
@@ -294,7 +298,7 @@ func certsShow(u *ui, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	b, err := readBundles(c)
+	b, err := readBundles(u, c)
 	if err == nil && c.NArg() == 0 && len(c.StringSlice("cert-table")) == 0 {
 		b, err = u.keptBundle()
 	}
@@ -357,7 +361,7 @@ func (i certInfo) lines() []string {
 }
 
 func certsBundle(u *ui, c *cli.Context) error {
-	b, err := readBundles(c)
+	b, err := readBundles(u, c)
 	if err != nil {
 		return err
 	}

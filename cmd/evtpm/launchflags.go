@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -125,12 +126,23 @@ func specLaunch(c *cli.Context, path string) (*launchInput, error) {
 	return l, nil
 }
 
+// stdinName is what errors call standard input.
+const stdinName = "standard input"
+
 // readInput reads a file, or standard input for "-".
 func (u *ui) readInput(name string, limit int64) ([]byte, error) {
 	if name == "-" {
-		return inputfile.ReadAll(u.in, "standard input", limit)
+		return u.readStdin(limit)
 	}
 	return inputfile.Read(name, limit)
+}
+
+// readStdin reads standard input, of which there is one.
+func (u *ui) readStdin(limit int64) ([]byte, error) {
+	if u.stdinRead.Swap(true) {
+		return nil, errors.New("found - twice, expected it at most once: there is one standard input")
+	}
+	return inputfile.ReadAll(u.in, stdinName, limit)
 }
 
 // sequence is what is launched.

@@ -13,14 +13,17 @@ func policyCommand(u *ui) *cli.Command {
 		Subcommands: []*cli.Command{
 			{
 				Name: "check", Usage: "say whether a policy file can be used, and what is wrong with it",
-				ArgsUsage: "FILE",
+				ArgsUsage: "FILE|-",
 				Action: func(c *cli.Context) error {
 					name, err := oneArg(c, "FILE")
 					if err != nil {
 						return err
 					}
-					if _, err := readPolicy(name); err != nil {
+					if _, err := u.policyInput(name); err != nil {
 						return err
+					}
+					if name == "-" {
+						name = stdinName
 					}
 					u.say("%s: policy is in order", name)
 					return nil
@@ -28,13 +31,13 @@ func policyCommand(u *ui) *cli.Command {
 			},
 			{
 				Name: "show", Usage: "print a policy with everything that it leaves out filled in",
-				ArgsUsage: "FILE|default|permissive",
+				ArgsUsage: "FILE|-|default|permissive",
 				Action: func(c *cli.Context) error {
 					name, err := oneArg(c, "FILE")
 					if err != nil {
 						return err
 					}
-					p, err := readPolicy(name)
+					p, err := u.policyInput(name)
 					if err != nil {
 						return err
 					}
@@ -62,4 +65,17 @@ func policyCommand(u *ui) *cli.Command {
 			},
 		},
 	}
+}
+
+// policyInput is readPolicy, of standard input too: where a policy is looked at,
+// and nothing judged by it.
+func (u *ui) policyInput(name string) (*attest.Policy, error) {
+	if name != "-" {
+		return readPolicy(name)
+	}
+	text, err := u.readStdin(maxPolicyFile)
+	if err != nil {
+		return nil, err
+	}
+	return attest.ParsePolicy(text, stdinName)
 }

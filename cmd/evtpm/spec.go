@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -19,7 +21,7 @@ func specCommand(u *ui) *cli.Command {
 			{
 				Name:      "check",
 				Usage:     "say everything that is wrong with a spec, without opening the files that it names",
-				ArgsUsage: "SPEC",
+				ArgsUsage: "SPEC|-",
 				Flags:     []cli.Flag{specOwnerFlag(), outputFlag()},
 				Action: func(c *cli.Context) error {
 					path, err := oneArg(c, "a spec")
@@ -30,7 +32,13 @@ func specCommand(u *ui) *cli.Command {
 					if err != nil {
 						return err
 					}
-					spec, err := readSpec(path, launch.SpecFileOptions{AnyOwner: c.Bool("allow-untrusted-file")})
+					var spec *launch.Spec
+					if path == "-" {
+						path = stdinName
+						spec, err = u.stdinSpec()
+					} else {
+						spec, err = readSpec(path, launch.SpecFileOptions{AnyOwner: c.Bool("allow-untrusted-file")})
+					}
 					if err != nil {
 						return err
 					}
@@ -40,7 +48,8 @@ func specCommand(u *ui) *cli.Command {
 					u.say("%s: a good spec of %s, platform %s", printable(path), spec.Name, spec.Platform)
 					return nil
 				},
-				Description: "With -o json prints the spec with every default filled in.",
+				Description: "With -o json prints the spec with every default filled in. Of a spec on standard input (-), paths are relative\n" +
+					"to the working directory.",
 			},
 			{
 				Name:  "schema",
@@ -78,6 +87,27 @@ func readSpec(path string, o launch.SpecFileOptions) (*launch.Spec, error) {
 		err = fmt.Errorf("%w; --allow-untrusted-file takes it all the same", err)
 	}
 	return spec, err
+}
+
+// maxSpecFile bounds a spec, as [launch.ReadSpec] does.
+const maxSpecFile = 64 << 10
+
+// stdinSpec reads a spec from standard input, as [launch.ReadSpec] reads a file.
+func (u *ui) stdinSpec() (*launch.Spec, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	data, err := u.readStdin(maxSpecFile)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := launch.LoadSpec(bytes.NewReader(data), stdinName)
+	if err != nil {
+		return nil, err
+	}
+	spec.FillDefaults(dir)
+	return spec, spec.Validate()
 }
 
 // resolveSpec reads and resolves the spec that a command was given, as the

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -31,6 +32,8 @@ type ui struct {
 	out, err io.Writer
 	quiet    bool
 	getenv   func(string) string
+
+	stdinRead atomic.Bool // by readStdin
 }
 
 func newUI(out *dataWriter) *ui {
