@@ -69,7 +69,11 @@ func Verify(ctx context.Context, ev *evidence.Evidence, golden *measure.Golden, 
 
 // Expect holds what a bare report is compared with; empty fields are not judged.
 type Expect struct {
-	// Measurements are the accepted launch digests.
+	// Golden values, of which all is judged that a report alone can show: the
+	// platform, the launch digest, the guest policy, HOST_DATA, the ID block.
+	Golden *measure.Golden
+	// Measurements are the accepted launch digests, where there are no golden
+	// values.
 	Measurements []measure.Digest
 	// ReportData is 64 bytes.
 	ReportData []byte
@@ -90,10 +94,20 @@ func VerifyReport(ctx context.Context, report, certTable []byte, want Expect, o 
 	if o.Live != nil || o.Registry != nil {
 		return nil, errors.New("verify: a bare report has neither challenge nor EK")
 	}
+	if want.Golden != nil {
+		if len(want.Measurements) > 0 {
+			return nil, errors.New("verify: measurements are expected beside golden values, which have their own")
+		}
+		if err := want.Golden.Validate(); err != nil {
+			return nil, fmt.Errorf("verify: golden values: %w", err)
+		}
+		want.Measurements = want.Golden.LaunchDigests
+	}
 	v, err := newVerifier(o)
 	if err != nil {
 		return nil, err
 	}
+	v.golden = want.Golden
 	v.report(ctx, report, certTable)
 	if v.parsed != nil {
 		v.bare(want)
@@ -107,7 +121,7 @@ type verifier struct {
 	now    time.Time
 	policy *Policy
 	roots  rootSet
-	golden *measure.Golden // nil for a bare report
+	golden *measure.Golden // nil for a bare report without
 	vtpm   bool            // whole evidence
 
 	parsed    *Report

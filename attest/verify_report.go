@@ -196,6 +196,9 @@ func (v *verifier) bare(want Expect) {
 	if len(want.Measurements) == 0 {
 		v.warn("the measurement was not judged: none was given to compare with")
 	}
+	if want.Golden != nil && want.Golden.PCRs != nil {
+		v.warn("the golden PCRs were not judged: a bare report has no vTPM")
+	}
 }
 
 // checkMeasurement looks the measurement up among the accepted launch digests.

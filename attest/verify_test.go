@@ -12,6 +12,7 @@ import (
 	"github.com/evtpm/evtpm/attest"
 	"github.com/evtpm/evtpm/attest/attesttest"
 	"github.com/evtpm/evtpm/attest/evidence"
+	"github.com/evtpm/evtpm/measure"
 )
 
 // options trust a machine's simulated root, at a time when it is valid.
@@ -138,4 +139,36 @@ func challenge(t *testing.T, m *attesttest.Machine, activator *attesttest.VTPM, 
 		t.Fatal(err)
 	}
 	return s
+}
+
+// A bare report is held against all that golden values say of a report.
+func TestBareReportByGolden(t *testing.T) {
+	m := genoa()
+	data := [64]byte{1}
+	judge := func(change func(*measure.Golden)) *attest.Verdict {
+		g := m.Golden()
+		change(g)
+		return bare(t, m, m.SignedReport(data), attest.Expect{Golden: g}, nil)
+	}
+	good := judge(func(*measure.Golden) {})
+	want(t, good)
+	if w := strings.Join(good.Warnings, "\n"); w != "the golden PCRs were not judged: a bare report has no vTPM" {
+		t.Errorf("warnings are %q", w)
+	}
+	if v := judge(func(g *measure.Golden) { g.PCRs = nil }); len(v.Warnings) > 0 {
+		t.Errorf("without PCRs, warnings are %q", v.Warnings)
+	}
+	want(t, judge(func(g *measure.Golden) { g.LaunchDigests[0][0] ^= 1 }), is(attest.CheckMeasurement, attest.ReasonMeasurement))
+	want(t, judge(func(g *measure.Golden) { g.Platform = "snp" }), is(attest.CheckPlatform, attest.ReasonPlatformMismatch))
+	want(t, judge(func(g *measure.Golden) { g.Policy |= 1 << 20 }), is(attest.CheckGuestGolden, attest.ReasonPolicyGolden))
+	want(t, judge(func(g *measure.Golden) { g.HostData = bytes.Repeat([]byte{1}, 32) }), is(attest.CheckHostData, attest.ReasonHostData))
+
+	for name, expect := range map[string]attest.Expect{
+		"golden values that say nothing": {Golden: new(measure.Golden)},
+		"digests twice":                  {Golden: m.Golden(), Measurements: []measure.Digest{attesttest.LaunchDigest}},
+	} {
+		if _, err := attest.VerifyReport(t.Context(), m.SignedReport(data), m.CertTable(), expect, options(m)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
 }

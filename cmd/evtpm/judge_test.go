@@ -288,6 +288,9 @@ func TestBatch(t *testing.T) {
 	if code != 0 || strings.Count(stdout, "trusted (SIMULATED)") != 2 || !strings.Contains(stderr, "2 files, 2 trusted, 0 refused, ") || !strings.Contains(stderr, " a second") {
 		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
 	}
+	if strings.Count(stdout, "b.bin\ttrusted (SIMULATED); a report alone, no vTPM\n") != 1 || strings.Count(stdout, "alone") != 1 {
+		t.Errorf("a bare report does not look like one:\n%s", stdout)
+	}
 	// The lowest class of a failure is the batch's.
 	bad := attesttest.NewMachine(attesttest.Genoa)
 	bad.EditReport = func(r attesttest.Report) { r.PutU32(attesttest.OffVMPL, 2) }
@@ -429,5 +432,59 @@ func TestC12_FilesThatAnybodyCanWrite(t *testing.T) {
 		if err := os.Chmod(b.path(name), 0o644); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestBatchOfReports: a bare report is no way round the golden values.
+func TestBatchOfReports(t *testing.T) {
+	b := newBench(t)
+	for name, c := range map[string]struct {
+		edit func(attesttest.Report)
+		code int
+	}{
+		"good":      {func(attesttest.Report) {}, 0},
+		"digest":    {func(r attesttest.Report) { r[attesttest.OffMeasurement] ^= 1 }, 6},
+		"policy":    {func(r attesttest.Report) { r.PutU64(attesttest.OffPolicy, attesttest.GuestPolicy|1<<20) }, 5},
+		"host data": {func(r attesttest.Report) { r[attesttest.OffHostData] ^= 1 }, 5},
+		"ID block":  {func(r attesttest.Report) { r[attesttest.OffFamilyID] ^= 1 }, 5},
+	} {
+		m := attesttest.NewMachine(attesttest.Genoa)
+		m.EditReport = c.edit
+		b.write("many/a.bin", append(bytes.Clone(m.SignedReport([64]byte{1})), m.CertTable()...))
+		// A registry is no obstacle, although the report has no EK.
+		line := "verify --batch many --golden golden.json --trust-sim --registry " + b.path("eks") + " " + at
+		if stdout, stderr, code := b.run(line); code != c.code {
+			t.Errorf("%s: exit code %d, expected %d\n%s%s", name, code, c.code, stdout, stderr)
+		}
+	}
+}
+
+// TestBatchRegistry: launches of a batch are remembered, in the order of its files.
+func TestBatchRegistry(t *testing.T) {
+	b := newBench(t)
+	for _, name := range []string{"many/a.json", "many/b.json", "many/c.json", "many/d.json"} {
+		m := attesttest.NewMachine(attesttest.Genoa)
+		m.EditReport = func(r attesttest.Report) { r[attesttest.OffReportID] = name[5] }
+		b.json(name, m.Evidence())
+	}
+	line := "verify --batch many --golden golden.json --trust-sim --registry " + b.path("eks") + " " + at
+	for range 2 {
+		stdout, stderr, code := b.run(line)
+		if code != 7 || strings.Count(stdout, "ek-reused") != 3 || !strings.Contains(stdout, "a.json\ttrusted") {
+			t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
+		}
+	}
+}
+
+// TestBatchNames: a file's name is no line of ours.
+func TestBatchNames(t *testing.T) {
+	b := newBench(t)
+	b.write("many/a", nil)
+	if err := os.Rename(b.path("many/a"), b.path("many")+"/a\x1b[2J\nb\ttrusted"); err != nil {
+		t.Skipf("file system without such names: %v", err)
+	}
+	stdout, _, code := b.run("verify --batch many --golden golden.json --trust-sim " + at)
+	if code != 1 || strings.Count(stdout, "\n") != 1 || strings.Count(stdout, "\t") != 1 || strings.Contains(stdout, "\x1b") {
+		t.Errorf("exit code %d\n%q", code, stdout)
 	}
 }

@@ -18,7 +18,8 @@ func verifyCommand(u *ui) *cli.Command {
 		Usage: "judge saved evidence against golden values",
 		Description: "EVIDENCE is what evtpm attest or launch saved; \"-\" is standard input. Whether the AK was in\n" +
 			"the vTPM, and whether the nonce was fresh, only a live challenge (evtpm attest) can show: the\n" +
-			"verdict says so. With --batch, every file of a folder is judged: evidence, or bare reports.\n" +
+			"verdict says so. With --batch, every file of a folder is judged: evidence, or bare reports, by\n" +
+			"what the golden values say of a report.\n" +
 			"Exit codes: 0 trusted, 2 signature or chain, 3 certificates unavailable, 4 CRL unavailable,\n" +
 			"5 policy or TCB, 6 measurement or PCRs, 7 vTPM binding.",
 		ArgsUsage: "EVIDENCE",
@@ -39,6 +40,9 @@ func verifyCommand(u *ui) *cli.Command {
 			golden, err := readGolden(c.String("golden"))
 			if err != nil {
 				return err
+			}
+			if file := c.String("registry"); file != "" {
+				o.Registry = attest.NewFileRegistry(file)
 			}
 			if dir := c.String("batch"); dir != "" {
 				if c.NArg() > 0 {
@@ -66,9 +70,6 @@ func verifyOne(u *ui, c *cli.Context, golden *measure.Golden, o attest.Options, 
 	ev, err := evidence.Parse(data)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
-	}
-	if file := c.String("registry"); file != "" {
-		o.Registry = attest.NewFileRegistry(file)
 	}
 	v, err := attest.Verify(c.Context, ev, golden, u.withKept(c.Context, o, ev.Report))
 	if err != nil {

@@ -23,7 +23,8 @@ import (
 // outcome is what came of one file of a batch.
 type outcome struct {
 	judgement
-	err error // the file is neither evidence nor a report
+	alone bool  // a bare report
+	err   error // the file is neither evidence nor a report
 }
 
 // class is the exit code that the file alone would give.
@@ -68,7 +69,7 @@ func verifyBatch(u *ui, c *cli.Context, dir string, golden *measure.Golden, o at
 			class = k
 		}
 		if !asJSON {
-			u.data("%s\t%s", files[i], r.line())
+			u.data("%s\t%s", printable(files[i]), r.line())
 		}
 	}
 	rate := float64(len(out)) / took.Seconds()
@@ -115,14 +116,22 @@ func (o outcome) line() string {
 	if o.err != nil {
 		return "error: " + printable(strings.ReplaceAll(o.err.Error(), "\n", "; "))
 	}
-	return verdictLine(o.Verdict)
+	line := verdictLine(o.Verdict)
+	if o.alone {
+		line += "; a report alone, no vTPM"
+	}
+	return line
 }
 
 func (u *ui) judgeAll(ctx context.Context, files []string, golden *measure.Golden, o attest.Options) []outcome {
 	out := make([]outcome, len(files))
 	next := make(chan int)
 	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(files)) {
+	workers := min(runtime.GOMAXPROCS(0), len(files))
+	if o.Registry != nil {
+		workers = 1 // of two launches with one EK, the first file's is remembered
+	}
+	for range workers {
 		wg.Go(func() {
 			for i := range next {
 				out[i] = u.judgeFile(ctx, files[i], golden, o)
@@ -165,9 +174,10 @@ func (u *ui) judgeFile(ctx context.Context, name string, golden *measure.Golden,
 	if err != nil {
 		return outcome{err: err}
 	}
-	v, err := attest.VerifyReport(ctx, raw, table, attest.Expect{}, u.withKept(ctx, o, raw))
+	o.Registry = nil // a bare report has no EK
+	v, err := attest.VerifyReport(ctx, raw, table, attest.Expect{Golden: golden}, u.withKept(ctx, o, raw))
 	if err != nil {
 		return outcome{err: err}
 	}
-	return outcome{judgement: newJudgement(v, raw)}
+	return outcome{judgement: newJudgement(v, raw), alone: true}
 }
