@@ -11,8 +11,8 @@ import (
 // an SNP VM. All faults are reported at once.
 func (img *Image) CheckSNP() error {
 	var errs []error
-	if img.ResetEIP == nil {
-		errs = append(errs, errNoResetBlock)
+	if err := img.checkReset(); err != nil {
+		errs = append(errs, err)
 	}
 	if !img.HasMetadata {
 		errs = append(errs, errors.New("firmware has no SEV metadata: not built for SEV-SNP (QEMU: Failed to locate SEV metadata header)"))
@@ -21,7 +21,17 @@ func (img *Image) CheckSNP() error {
 	return errors.Join(errs...)
 }
 
-var errNoResetBlock = errors.New("firmware has no SEV-ES reset block (QEMU: failed to locate and/or save reset vector)")
+// checkReset says what keeps vCPUs other than the first from starting, with which
+// QEMU starts no SEV-ES or SNP VM at all.
+func (img *Image) checkReset() error {
+	switch {
+	case img.ResetEIP == nil:
+		return errors.New("firmware has no SEV-ES reset block (QEMU: failed to locate and/or save reset vector)")
+	case *img.ResetEIP == 0:
+		return errors.New("firmware's SEV-ES reset block has address 0: built without SEV-ES (QEMU: SEV-ES reset address is zero)")
+	}
+	return nil
+}
 
 // checkSections checks each section by itself and all of them together.
 func (img *Image) checkSections() []error {

@@ -73,7 +73,7 @@ type Image struct {
 	Table []Entry
 
 	// ResetEIP is where vCPUs other than the first start; nil when the image
-	// has no SEV-ES reset block.
+	// has no SEV-ES reset block. Builds without SEV-ES may have one with zero.
 	ResetEIP *uint32
 
 	// HashArea is where the firmware looks for the kernel hashes. Builds without
@@ -139,6 +139,9 @@ func (img *Image) readTable(r io.ReaderAt) error {
 		return err
 	}
 	if img.Table, err = parseTable(tail, int64(img.Size)-n); err != nil {
+		if errors.Is(err, ErrNoTable) {
+			img.ResetEIP, err = loneResetBlock(tail)
+		}
 		return err
 	}
 	for i := range img.Table {

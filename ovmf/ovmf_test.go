@@ -127,6 +127,7 @@ func TestRefused(t *testing.T) {
 			return append(s, ovmf.Section{GPA: 0x900000, Size: 0x2000, Type: ovmf.SectionSecrets})[3:]
 		}), false, "expected one page"},
 		{"no reset block", with(func(i *ovmftest.Image) { i.Entries = i.Entries[:3] }), false, "failed to locate and/or save reset vector"},
+		{"reset address 0", with(func(i *ovmftest.Image) { i.Entries[3].Data = ovmftest.U32(0) }), false, "QEMU: SEV-ES reset address is zero"},
 		{"no metadata", with(func(i *ovmftest.Image) { i.Entries = append(i.Entries[:2:2], i.Entries[3]) }), false, "Failed to locate SEV metadata header"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -344,6 +345,87 @@ func TestLongTable(t *testing.T) {
 		if len(img.Table) != 2 || img.ResetEIP == nil || !bytes.Equal(img.Table[1].Data, i.Entries[1].Data) {
 			t.Errorf("%s: found %d entries, reset vector %v", name, len(img.Table), img.ResetEIP)
 		}
+	}
+}
+
+// TestLoneResetBlock: images older than the table have the SEV-ES reset block
+// alone, 32 bytes before the end, and QEMU starts SEV-ES with it.
+func TestLoneResetBlock(t *testing.T) {
+	build := func(eip uint32, length uint16) []byte {
+		data := bytes.Repeat([]byte{0x90}, 65536)
+		block := binary.LittleEndian.AppendUint16(ovmftest.U32(eip), length)
+		guid, err := measure.ParseGUID(ovmftest.ResetBlock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block = append(block, guid[:]...)
+		copy(data[len(data)-32-len(block):], block)
+		return data
+	}
+	parse := func(data []byte) (*ovmf.Image, error) {
+		img, err := ovmf.Parse(data)
+		scanned, scanErr := ovmf.Scan(bytes.NewReader(data), int64(len(data)))
+		if fmt.Sprint(err) != fmt.Sprint(scanErr) {
+			t.Errorf("Parse: %v, Scan: %v", err, scanErr)
+		}
+		if err == nil && *img.ResetEIP != *scanned.ResetEIP {
+			t.Errorf("Parse: %#x, Scan: %#x", *img.ResetEIP, *scanned.ResetEIP)
+		}
+		return img, err
+	}
+	data := build(0x80b000, 22)
+	img, err := parse(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.ResetEIP == nil || *img.ResetEIP != 0x80b000 || len(img.Table) != 0 {
+		t.Errorf("found reset address %v and %d entries", img.ResetEIP, len(img.Table))
+	}
+	// The same launch from an image with a table differs in nothing but the image:
+	// the save areas follow from the address alone.
+	seq, err := img.Sequence(ovmf.LaunchOptions{Mode: measure.ModeSEVES, VCPUs: 3, CPUSignature: 0xa00f11})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tabled := ovmftest.AmdSev()
+	tabled.Entries[3].Data = ovmftest.U32(0x80b000)
+	other, err := ovmf.Parse(ovmftest.Build(tabled))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := other.Sequence(ovmf.LaunchOptions{Mode: measure.ModeSEVES, VCPUs: 3, CPUSignature: 0xa00f11})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want.VMSAs, seq.VMSAs); d != "" {
+		t.Errorf("save areas: found +, expected -:\n%s", d)
+	}
+	if err := img.CheckSNP(); err == nil || !strings.Contains(err.Error(), "no SEV metadata") {
+		t.Errorf("SNP: found error %v", err)
+	}
+	if _, err := img.Sequence(ovmf.LaunchOptions{Mode: measure.ModeSEV, Hashes: &measure.KernelHashes{}}); err == nil || !strings.Contains(err.Error(), "no hashes table GUID") {
+		t.Errorf("SEV with a kernel: found error %v", err)
+	}
+	for _, c := range []struct {
+		name string
+		data []byte
+		want string
+	}{
+		{"length 21", build(0x80b000, 21), "SEV-ES reset block: found length 21, expected 22"},
+		{"length 0", build(0x80b000, 0), "found length 0"},
+		{"length 65535", build(0x80b000, 65535), "found length 65535"},
+	} {
+		if _, err := parse(c.data); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: found error %v, expected one with %q", c.name, err, c.want)
+		}
+	}
+	// edk2's 4 MiB builds of that time.
+	img, err = parse(build(0, 22))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := img.Sequence(ovmf.LaunchOptions{Mode: measure.ModeSEVES, VCPUs: 1}); err == nil || !strings.Contains(err.Error(), "SEV-ES reset address is zero") {
+		t.Errorf("address 0: found error %v", err)
 	}
 }
 

@@ -134,8 +134,8 @@ func (img *Image) firmwareStep() measure.Step {
 }
 
 func (img *Image) vmsas(o LaunchOptions) ([]measure.Step, error) {
-	if img.ResetEIP == nil {
-		return nil, errNoResetBlock
+	if err := img.checkReset(); err != nil {
+		return nil, err
 	}
 	c := measure.VCPU{VMM: o.VMM, Signature: o.CPUSignature, Features: o.features(), NoFPU: o.NoFPU, ZeroRDX: o.ZeroRDX}
 	gpa := o.VMSAGPA

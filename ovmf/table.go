@@ -119,3 +119,20 @@ func parseTable(data []byte, offset int64) ([]Entry, error) {
 	}
 	return entries, nil
 }
+
+// loneResetBlock reads the SEV-ES reset block of an image that is older than the
+// table (edk2 2020.05 to 2020.11): the same structure, alone where the table ends.
+// QEMU looks there when it finds no table (target/i386/sev.c,
+// sev_es_find_reset_vector). Without one the error is [ErrNoTable].
+func loneResetBlock(data []byte) (*uint32, error) {
+	const length = 4 + entryTrailer
+	end := len(data) - tableEnd
+	if end < length || measure.GUID(data[end-entryGUID:end]) != guidResetBlock {
+		return nil, ErrNoTable
+	}
+	if n := binary.LittleEndian.Uint16(data[end-entryTrailer:]); n != length {
+		return nil, fmt.Errorf("SEV-ES reset block: found length %d, expected %d", n, length)
+	}
+	eip := binary.LittleEndian.Uint32(data[end-length:])
+	return &eip, nil
+}

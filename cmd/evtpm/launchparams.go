@@ -430,7 +430,7 @@ func (p *parameters) readImage() (img *ovmf.Image, err error) {
 		return nil, err
 	}
 	defer f.Close()
-	switch tableless := p.mode == modeOVMFHash || p.mode == measure.ModeSEV && !p.measureKernel; {
+	switch tableless := p.mode == modeOVMFHash || p.mode == measure.ModeSEV; {
 	case p.options.Mode == measure.ModeSNP && p.mode != modeSVSMBin && !p.pages, p.mode == modeOVMFHash:
 		img, err = ovmf.Scan(f, size)
 		if tableless && errors.Is(err, ovmf.ErrNoTable) {
