@@ -47,6 +47,7 @@ func (u *ui) judgeOptions(c *cli.Context) (attest.Options, error) {
 			errs = append(errs, err)
 		}
 	}
+	note(nothingEmpty(c))
 	if at := c.String("at"); at != "" {
 		t, err := time.Parse(time.RFC3339, at)
 		if err != nil {
@@ -89,6 +90,18 @@ func (u *ui) judgeOptions(c *cli.Context) (attest.Options, error) {
 		}
 	}
 	return o, errors.Join(errs...)
+}
+
+// nothingEmpty refuses flags with nothing behind them, as an unset variable of a
+// script leaves them: what they ask for would not be judged, and nobody would know.
+func nothingEmpty(c *cli.Context) error {
+	var errs []error
+	for _, f := range []string{"at", "policy", "chip-id", "bundle", "golden", "registry", "batch", "cert-table", "binding"} {
+		if c.IsSet(f) && c.String(f) == "" {
+			errs = append(errs, fmt.Errorf("--%s: expected a value behind it", f))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // withKept adds the certificate that the cache keeps for a report.

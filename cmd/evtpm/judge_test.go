@@ -488,3 +488,20 @@ func TestBatchNames(t *testing.T) {
 		t.Errorf("exit code %d\n%q", code, stdout)
 	}
 }
+
+// TestEmptyFlags: a flag with nothing behind it is no flag that was not given.
+func TestEmptyFlags(t *testing.T) {
+	b := newBench(t)
+	for line, flags := range map[string]string{
+		"verify evidence.json --golden golden.json --trust-sim": "chip-id registry bundle batch at policy golden",
+		"verify --batch many --trust-sim":                       "golden",
+		"report verify report-table.bin --trust-sim":            "cert-table chip-id bundle policy",
+		"attest --connect unix:nosuch --golden golden.json":     "registry chip-id binding",
+	} {
+		for _, f := range strings.Fields(flags) {
+			if _, stderr, code := b.run(line + " --" + f + "="); code != 1 || !strings.Contains(stderr, "--"+f+": expected a value") {
+				t.Errorf("%s --%s=: exit code %d\n%s", line, f, code, stderr)
+			}
+		}
+	}
+}
