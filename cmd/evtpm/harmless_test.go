@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -46,4 +50,44 @@ func FuzzHarmless(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestL32_Output: nothing that came from elsewhere does so in errors, verdicts or
+// documents either.
+func TestL32_Output(t *testing.T) {
+	for in, want := range map[string]string{
+		"caf\u00e9":       "caf\u00e9",
+		"\x1b[2J":         `"\x1b[2J"`,
+		"\x9b2J":          `"\x9b2J"`,
+		"one\ntwo":        `"one\ntwo"`,
+		"a\u202eb":        `"a\u202eb"`,
+		"caf\u00e9\ufffd": "\"caf\u00e9\ufffd\"",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q: found %q, expected %q", in, got, want)
+		}
+	}
+
+	var out, errs bytes.Buffer
+	u := &ui{out: &out, err: &errs}
+	u.fail(errors.Join(errors.New("first"), fmt.Errorf("second: %w", errors.New("\x1b[2J\u009b\nverdict: trusted"))))
+	if want := "evtpm: error: first\nevtpm: error: second: \\x1b[2J\\u009b\n  verdict: trusted\n"; errs.String() != want {
+		t.Errorf("found %q, expected %q", errs.String(), want)
+	}
+
+	const hostile = "<caf\u00e9>\x1b\x7f\u009b2J\u202e\ufeff\U000e0041\u2028\n"
+	if err := u.json(map[string]string{"text": hostile}); err != nil {
+		t.Fatal(err)
+	}
+	const want = "{\n  \"text\": \"<caf\u00e9>\\u001b\\u007f\\u009b2J\\u202e\\ufeff\\udb40\\udc41\\u2028\\n\"\n}\n"
+	if out.String() != want {
+		t.Errorf("found %q, expected %q", out.String(), want)
+	}
+	var back map[string]string
+	if err := json.Unmarshal(out.Bytes(), &back); err != nil || back["text"] != hostile {
+		t.Errorf("read back %q (%v)", back["text"], err)
+	}
+	if err := u.json(func() {}); err == nil {
+		t.Error("no error for what has no JSON form")
+	}
 }

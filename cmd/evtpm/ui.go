@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unicode/utf16"
@@ -59,23 +60,22 @@ func (d *dataWriter) Write(p []byte) (int, error) {
 func (u *ui) data(format string, args ...any) { fmt.Fprintf(u.out, format+"\n", args...) }
 
 // json prints v as an indented JSON document for programs.
-func (u *ui) json(v any) error {
-	enc := json.NewEncoder(u.out)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
-}
+func (u *ui) json(v any) error { return u.encode(v, "  ") }
 
-// jsonLine prints v as a line of JSON for programs. Text in it came from a guest:
-// what does not print stands there as an escape.
-func (u *ui) jsonLine(v any) error {
+// jsonLine prints v as a line of JSON for programs.
+func (u *ui) jsonLine(v any) error { return u.encode(v, "") }
+
+// encode prints JSON. Text in it came from a guest, a file or a network, and people
+// look at it on terminals: what does not print stands there as an escape.
+func (u *ui) encode(v any, indent string) error {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
+	enc.SetIndent("", indent)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
 		return err
 	}
-	var out []byte
+	out := make([]byte, 0, b.Len())
 	for _, r := range b.String() {
 		switch {
 		case strconv.IsPrint(r) || r == '\n':
@@ -131,7 +131,8 @@ func (u *ui) progress() (show func(text string), end func()) {
 // progressEvery is how often a line that shows progress is written.
 const progressEvery = 200 * time.Millisecond
 
-// fail prints an error, one line an error of a joined one.
+// fail prints an error, one line an error of a joined one. Some have in them what
+// a file, a guest or a network said.
 func (u *ui) fail(err error) {
 	if u.quiet {
 		return
@@ -143,7 +144,11 @@ func (u *ui) fail(err error) {
 		}
 		return
 	}
-	fmt.Fprintf(u.err, "evtpm: error: %v\n", err)
+	var lines []string
+	for _, line := range strings.Split(err.Error(), "\n") {
+		lines = append(lines, harmless([]byte(line)))
+	}
+	fmt.Fprintf(u.err, "evtpm: error: %s\n", strings.Join(lines, "\n  "))
 }
 
 // classError gives an error the exit code of its class.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 
@@ -92,7 +93,8 @@ func brief(s string) string {
 // guest, a file or a network.
 func printable(s string) string {
 	for _, r := range s {
-		if !strconv.IsPrint(r) {
+		// A byte that is no UTF-8 is U+FFFD here, but not on the terminal.
+		if !strconv.IsPrint(r) || r == utf8.RuneError {
 			return strconv.Quote(s)
 		}
 	}
