@@ -126,6 +126,55 @@ func TestS38_CRLOutOfDate(t *testing.T) {
 	want(t, v, expired)
 }
 
+// TestS38_CRLOfTheHost: a CRL that the host gives is no reason not to ask AMD: it may
+// be the last one before a revocation.
+func TestS38_CRLOfTheHost(t *testing.T) {
+	m := genoa()
+	o := hardware(t, m)
+	table := attest.EncodeCertTable(append(entries(t, m.CertTable()), attest.CertEntry{GUID: attest.GUIDCRL, Data: m.Signer.CRL(nil, nil)}))
+	judge := func(g attest.Getter) *attest.Verdict {
+		t.Helper()
+		o.Getter = g
+		v, err := attest.VerifyReport(t.Context(), m.SignedReport([64]byte{1}), table, attest.Expect{}, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	const alone = "by the CRL of the host's certificate table alone"
+	url := attest.CRLURL("vcek", "Genoa")
+	for name, c := range map[string]struct {
+		getter   attest.Getter
+		failures []string
+		warned   bool
+	}{
+		"revoked since": {getter{url: m.Signer.CRL(serial(2), nil)}, []string{is(attest.CheckRevocation, attest.ReasonRevoked)}, false},
+		"none since":    {getter{url: m.Signer.CRL(nil, nil)}, nil, false},
+		"no answer":     {getter{}, nil, true},
+		"no CRL":        {getter{url: []byte("<html>")}, nil, true},
+		"offline":       {nil, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := judge(c.getter)
+			want(t, v, c.failures...)
+			if got := strings.Contains(strings.Join(v.Warnings, "\n"), alone); got != c.warned {
+				t.Errorf("warnings are %q", v.Warnings)
+			}
+		})
+	}
+	// The verifier's own is reason enough.
+	own, err := attest.ParseCRL(m.Signer.CRL(nil, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.CRLs = []*x509.RevocationList{own}
+	v := judge(getter{url: m.Signer.CRL(serial(2), nil)})
+	want(t, v)
+	if strings.Contains(strings.Join(v.Warnings, "\n"), alone) {
+		t.Errorf("warnings are %q", v.Warnings)
+	}
+}
+
 func entries(t *testing.T, table []byte) []attest.CertEntry {
 	t.Helper()
 	list, err := attest.ParseCertTable(table)

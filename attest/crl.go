@@ -65,24 +65,25 @@ type revocation struct {
 	lists  []*x509.RevocationList // issued by the root's name
 	others []string               // issuers of those that are another root's
 	err    error                  // why no more could be had
+	ours   bool                   // one is current and not the host's choice
 }
 
 // gatherCRLs collects the CRLs of a chain's root: those given, that of the
-// certificate table, and, when a getter is there and none of them is current,
-// the key distribution service's.
+// certificate table, and, when a getter is there and none of those given is
+// current, the key distribution service's. That of the table is no reason not to
+// ask: the host may keep to the last one before a revocation.
 func (v *verifier) gatherCRLs(ctx context.Context, c chain, leaf *Leaf) revocation {
 	var r revocation
-	current := false
-	add := func(l *x509.RevocationList) {
+	add := func(l *x509.RevocationList) (current bool) {
 		if string(l.RawIssuer) != string(c.root.RawSubject) {
 			r.others = append(r.others, l.Issuer.CommonName)
-			return
+			return false
 		}
 		r.lists = append(r.lists, l)
-		current = current || !v.now.Before(l.ThisUpdate) && !v.now.After(l.NextUpdate)
+		return !v.now.Before(l.ThisUpdate) && !v.now.After(l.NextUpdate)
 	}
 	for _, l := range v.o.CRLs {
-		add(l)
+		r.ours = add(l) || r.ours
 	}
 	for _, der := range v.tableCRLs {
 		l, err := ParseCRL(der)
@@ -92,7 +93,7 @@ func (v *verifier) gatherCRLs(ctx context.Context, c chain, leaf *Leaf) revocati
 		}
 		add(l)
 	}
-	if v.o.Getter == nil || current || v.policy.Revocation == RevocationIfGiven || v.roots.sim != nil {
+	if v.o.Getter == nil || r.ours || v.policy.Revocation == RevocationIfGiven || v.roots.sim != nil {
 		return r
 	}
 	der, err := v.o.Getter.Get(ctx, CRLURL(leaf.Kind, c.line()))
@@ -105,7 +106,7 @@ func (v *verifier) gatherCRLs(ctx context.Context, c chain, leaf *Leaf) revocati
 		r.err = err
 		return r
 	}
-	add(l)
+	r.ours = add(l)
 	return r
 }
 
@@ -142,6 +143,9 @@ func (v *verifier) checkRevocation(c chain, r revocation) []Check {
 	}
 	if good == nil {
 		return []Check{crl, notMade(CheckRevocation, crl)}
+	}
+	if !r.ours {
+		v.warn("revocation was judged by the CRL of the host's certificate table alone, which may be older than a revocation")
 	}
 	return []Check{crl, pass(CheckRevocation, fmt.Sprintf("%d certificates revoked, none of the chain", len(good.RevokedCertificateEntries)))}
 }
