@@ -1073,3 +1073,16 @@ func TestRegistryFaults(t *testing.T) {
 		t.Errorf("lifecycle of an unreadable report: %+v", c)
 	}
 }
+
+// What a guest calls its boot does not fill the registry, and is told from others.
+func TestV10_LongBootID(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "eks.json")
+	r := attest.NewFileRegistry(path)
+	for i, boot := range []string{strings.Repeat("x", 64), strings.Repeat("x", 65), strings.Repeat("x", 1<<20)} {
+		want(t, judgeSeen(t, launched(byte(i), boot, 2+i), r))
+		if n := len(readFile(t, path)); n > 2000 {
+			t.Errorf("%d bytes of boot id: the registry has %d bytes", len(boot), n)
+		}
+		want(t, judgeSeen(t, launched(byte(i+10), boot, 5+i), r), idChanged)
+	}
+}

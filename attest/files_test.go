@@ -11,6 +11,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -464,6 +465,22 @@ func TestRegistryKeepsOthers(t *testing.T) {
 		if err := json.Unmarshal(readFile(t, path), &f); err != nil || len(f.Sightings) != c.kept || f.Sightings[c.kept-1].Clock != two.Clock {
 			t.Errorf("%s: %+v, %v", name, f.Sightings, err)
 		}
+	}
+	// A launch does not crowd out others by its boots; the last ones are kept.
+	crowded := filepath.Join(t.TempDir(), "eks.json")
+	observe(t, crowded, attest.Sighting{EK: []byte{9}})
+	for i := range 40 {
+		one.BootID = strconv.Itoa(i)
+		if n := observe(t, crowded, one); n != min(i, 16) {
+			t.Fatalf("boot %d: %d earlier ones", i, n)
+		}
+	}
+	one.BootID = "24"
+	if n := observe(t, crowded, one); n != 16 {
+		t.Errorf("%d boots after one of them again", n)
+	}
+	if n := observe(t, crowded, attest.Sighting{EK: []byte{9}}); n != 1 {
+		t.Errorf("%d sightings of the other launch", n)
 	}
 	// Guests without a boot id have nothing in common by that.
 	path := filepath.Join(t.TempDir(), "eks.json")

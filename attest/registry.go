@@ -16,7 +16,8 @@ type Sighting struct {
 	// EK is the SHA-256 of the EK's TPMT_PUBLIC.
 	EK       measure.HexBytes `json:"ek"`
 	ReportID measure.HexBytes `json:"report_id"`
-	BootID   string           `json:"boot_id"`
+	// BootID is the guest's; one that is longer than any kernel's is its SHA-256.
+	BootID string `json:"boot_id"`
 	// Clock is the TPM's, in milliseconds.
 	Clock        uint64    `json:"clock"`
 	ResetCount   uint32    `json:"reset_count"`
@@ -33,11 +34,19 @@ type Registry interface {
 	Observe(ctx context.Context, s Sighting, judge func(earlier []Sighting) bool) error
 }
 
+// maxBootID bounds what a registry keeps of a boot id, which is for the guest to
+// choose. Linux's has 36 bytes.
+const maxBootID = 64
+
 // sightingOf makes the sighting of evidence.
 func sightingOf(r *Report, ek *tpmPublic, q *tpmQuote, ev *evidence.Evidence, now time.Time) Sighting {
 	sum := sha256.Sum256(ek.raw)
+	boot := ev.BootID
+	if len(boot) > maxBootID {
+		boot = fmt.Sprintf("%x", sha256.Sum256([]byte(boot)))
+	}
 	return Sighting{
-		EK: sum[:], ReportID: r.ReportID[:], BootID: ev.BootID,
+		EK: sum[:], ReportID: r.ReportID[:], BootID: boot,
 		Clock: q.clock, ResetCount: q.resetCount, RestartCount: q.restartCount, Time: now.UTC(),
 	}
 }

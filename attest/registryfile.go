@@ -20,7 +20,10 @@ const registrySchema = "evtpm.registry/v1"
 const (
 	// maxSightings is how many launches are remembered; the oldest go first.
 	maxSightings    = 16384
-	maxRegistrySize = 16 << 20
+	maxRegistrySize = 16 << 20 // each takes some 700 bytes at most
+	// maxBoots is how many boots of one launch are: a guest that says another boot
+	// id at each attestation does not crowd out other launches.
+	maxBoots = 16
 )
 
 // A FileRegistry keeps sightings in a file that several processes may share. The
@@ -62,11 +65,24 @@ func (r *FileRegistry) Observe(ctx context.Context, s Sighting, judge func([]Sig
 	return r.write(f)
 }
 
-// add keeps a sighting: the last one of its EK and report id, at the end.
+// add keeps a sighting: the last one of its EK, report id and boot, at the end.
 func (f *registryFile) add(s Sighting) {
+	launch := func(e Sighting) bool {
+		return e.EK.String() == s.EK.String() && e.ReportID.String() == s.ReportID.String()
+	}
+	others := 0 // boots of the launch
+	for _, e := range f.Sightings {
+		if launch(e) && e.BootID != s.BootID {
+			others++
+		}
+	}
 	kept := f.Sightings[:0]
 	for _, e := range f.Sightings {
-		if e.EK.String() != s.EK.String() || e.ReportID.String() != s.ReportID.String() || e.BootID != s.BootID {
+		switch {
+		case launch(e) && e.BootID == s.BootID:
+		case launch(e) && others >= maxBoots:
+			others--
+		default:
 			kept = append(kept, e)
 		}
 	}
