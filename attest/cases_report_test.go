@@ -485,6 +485,7 @@ func TestS54_ExpectationThatExpectsNothing(t *testing.T) {
 	m := genoa()
 	report := m.SignedReport([64]byte{})
 	for _, e := range []attest.Expect{
+		{ReportData: []byte{}},
 		{ReportData: make([]byte, 64)},
 		{ReportData: make([]byte, 32)},
 		{ReportData: make([]byte, 65)},

@@ -38,7 +38,7 @@ type Policy struct {
 	TCB         TCBRules         `yaml:"tcb"`
 	Mitigations MitigationRules  `yaml:"mitigations,omitempty"`
 
-	// ChipIDs lists the accepted chips; empty accepts all.
+	// ChipIDs lists the accepted chips; nil accepts all.
 	ChipIDs []measure.HexBytes `yaml:"chip_ids,omitempty"`
 	// AllowMaskedChipID accepts a VCEK-signed report whose CHIP_ID is zero
 	// (MASK_CHIP_ID), which cannot be tied to its certificate by chip.
@@ -115,8 +115,7 @@ type MitigationRules struct {
 // IDBlockRules rule the ID block's fields. Golden values, when there are any,
 // decide instead.
 type IDBlockRules struct {
-	// IDKeys and AuthorKeys list accepted key digests (48 bytes); empty accepts
-	// all.
+	// IDKeys and AuthorKeys list accepted key digests (48 bytes); nil accepts all.
 	IDKeys     []measure.HexBytes `yaml:"id_keys,omitempty"`
 	AuthorKeys []measure.HexBytes `yaml:"author_keys,omitempty"`
 	// FamilyID and ImageID are 16 bytes; empty accepts all.
@@ -309,6 +308,9 @@ func (p *Policy) Validate() error {
 		bad("platform.min_firmware: %w", err)
 	}
 	errs = append(errs, p.TCB.validate()...)
+	if p.ChipIDs != nil && len(p.ChipIDs) == 0 {
+		bad("chip_ids is empty: no report would be accepted; leave it out to accept any chip")
+	}
 	for _, id := range p.ChipIDs {
 		if len(id) != 64 {
 			bad("chip_ids: found %d bytes, expected 64", len(id))
@@ -439,12 +441,16 @@ func (r IDBlockRules) validate() []error {
 			errs = append(errs, fmt.Errorf("id_block.%s: found %d bytes, expected %d", name, len(b), n))
 		}
 	}
-	for _, k := range r.IDKeys {
-		size("id_keys", k, measure.DigestSize)
+	keys := func(name string, list []measure.HexBytes) {
+		if list != nil && len(list) == 0 {
+			errs = append(errs, fmt.Errorf("id_block.%s is empty: no report would be accepted; leave it out to accept any key", name))
+		}
+		for _, k := range list {
+			size(name, k, measure.DigestSize)
+		}
 	}
-	for _, k := range r.AuthorKeys {
-		size("author_keys", k, measure.DigestSize)
-	}
+	keys("id_keys", r.IDKeys)
+	keys("author_keys", r.AuthorKeys)
 	if r.FamilyID != nil {
 		size("family_id", r.FamilyID, 16)
 	}

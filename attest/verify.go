@@ -67,7 +67,7 @@ func Verify(ctx context.Context, ev *evidence.Evidence, golden *measure.Golden, 
 	return v.finish(), nil
 }
 
-// Expect holds what a bare report is compared with; empty fields are not judged.
+// Expect holds what a bare report is compared with; nil fields are not judged.
 type Expect struct {
 	// Golden values, of which all is judged that a report alone can show: the
 	// platform, the launch digest, the guest policy, HOST_DATA, the ID block.
@@ -82,8 +82,11 @@ type Expect struct {
 // VerifyReport judges a bare report, as it came, with the certificate table that
 // came with it, if any.
 func VerifyReport(ctx context.Context, report, certTable []byte, want Expect, o Options) (*Verdict, error) {
-	if n := len(want.ReportData); n != 0 && n != 64 {
+	if n := len(want.ReportData); want.ReportData != nil && n != 64 {
 		return nil, fmt.Errorf("verify: expected report data has %d bytes, expected 64", n)
+	}
+	if want.Measurements != nil && len(want.Measurements) == 0 {
+		return nil, errors.New("verify: the list of expected measurements is empty")
 	}
 	if len(want.ReportData) > 0 && allZero(want.ReportData) {
 		return nil, errors.New("verify: expected report data is all zeros, which binds a report to nothing")
@@ -145,10 +148,10 @@ func newVerifier(o Options) (*verifier, error) {
 	if o.SimRoots != nil && len(o.SimRoots) == 0 {
 		return nil, errors.New("verify: the list of simulated roots is empty")
 	}
-	if n := len(o.ChipID); n != 0 && n != 64 {
+	if n := len(o.ChipID); o.ChipID != nil && n != 64 {
 		return nil, fmt.Errorf("verify: the pinned chip id has %d bytes, expected 64", n)
 	}
-	if n := len(o.ChipID); n != 0 && allZero(o.ChipID) {
+	if o.ChipID != nil && allZero(o.ChipID) {
 		return nil, errors.New("verify: the pinned chip id is all zeros, which names no chip")
 	}
 	v.roots = rootSet{sim: o.SimRoots}

@@ -83,7 +83,7 @@ func TestPolicyOfBareReport(t *testing.T) {
 // A chip id is pinned whole.
 func TestPinnedChipHasALength(t *testing.T) {
 	m := genoa()
-	for _, id := range [][]byte{m.ChipID[:63], append(bytes.Clone(m.ChipID[:]), 1), m.ChipID[:1]} {
+	for _, id := range [][]byte{{}, m.ChipID[:63], append(bytes.Clone(m.ChipID[:]), 1), m.ChipID[:1]} {
 		o := options(m)
 		o.ChipID = id
 		if _, err := attest.VerifyReport(t.Context(), m.SignedReport([64]byte{1}), m.CertTable(), attest.Expect{}, o); err == nil {
