@@ -71,6 +71,29 @@ func (c *Cache) Put(url string, data []byte) error {
 	return wholefile.WriteBytes(filepath.Join(c.Dir, fileName(url)), 0o600, data)
 }
 
+// ErrNewer says that the cache has a newer CRL than the one to import.
+var ErrNewer = errors.New("the cache has a newer CRL")
+
+// Import keeps what came from elsewhere than Next. A CRL may be the last one before
+// a revocation: it takes no newer one's place, and is asked for again as soon as
+// something can be fetched.
+func (c *Cache) Import(url string, data []byte) error {
+	path := filepath.Join(c.Dir, fileName(url))
+	l, err := attest.ParseCRL(data)
+	if err != nil {
+		return c.Put(url, data) // a certificate
+	}
+	if kept, _, err := readKept(path, url); err == nil {
+		if old, err := attest.ParseCRL(kept); err == nil && old.ThisUpdate.After(l.ThisUpdate) {
+			return ErrNewer
+		}
+	}
+	if err := c.Put(url, data); err != nil {
+		return err
+	}
+	return os.Chtimes(path, time.Time{}, time.Unix(0, 0))
+}
+
 // readKept reads a file of the cache, and since when it is there. A damaged one
 // counts as absent.
 func readKept(path, url string) (data []byte, since time.Time, err error) {

@@ -3,6 +3,7 @@ package kds_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -407,6 +408,63 @@ func TestCache(t *testing.T) {
 			t.Errorf("left behind: %s", f.Name())
 		}
 	}
+}
+
+// What is imported serves, but is no answer of the service.
+func TestCacheImport(t *testing.T) {
+	dated := func(days int) []byte {
+		return attesttest.NewSigner("Genoa").CRL(nil, func(l *x509.RevocationList) {
+			l.ThisUpdate = l.ThisUpdate.AddDate(0, 0, days)
+			l.NextUpdate = l.NextUpdate.AddDate(0, 0, days)
+		})
+	}
+	first, later, last := dated(0), dated(1), dated(2)
+	answers := table{}
+	next := &counting{next: answers}
+	c := &kds.Cache{Dir: filepath.Join(t.TempDir(), "a"), Next: next}
+	gets := func(url string, want []byte, asks int) {
+		t.Helper()
+		next.asked = 0
+		if b, err := c.Get(t.Context(), url); err != nil || !bytes.Equal(b, want) || next.asked != asks {
+			t.Errorf("%s: asked %d times, expected %d; the right one: %t (%v)", url, next.asked, asks, bytes.Equal(b, want), err)
+		}
+	}
+	imports := func(url string, data []byte, want error) {
+		t.Helper()
+		if err := c.Import(url, data); !errors.Is(err, want) {
+			t.Errorf("error is %v, expected %v", err, want)
+		}
+	}
+	imports(crlURL, later, nil)
+	gets(crlURL, later, 1) // which does not answer
+	imports(crlURL, first, kds.ErrNewer)
+	gets(crlURL, later, 1)
+	imports(crlURL, later, nil)
+	answers[crlURL] = last
+	gets(crlURL, last, 1)
+	gets(crlURL, last, 0)
+	imports(crlURL, later, kds.ErrNewer)
+	gets(crlURL, last, 0)
+	// Certificates do not change.
+	imports(vcekURL, leaf(), nil)
+	gets(vcekURL, leaf(), 0)
+	// What is not what its URL asks for is refused, whatever is kept.
+	for url, data := range map[string][]byte{crlURL: leaf(), vcekURL: crl(), chainURL: []byte("<html>")} {
+		if err := c.Import(url, data); err == nil {
+			t.Errorf("%s: accepted", url)
+		}
+	}
+	// A damaged file gives way.
+	files, err := os.ReadDir(c.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if err := os.WriteFile(filepath.Join(c.Dir, f.Name()), []byte("damaged"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	imports(crlURL, first, nil)
 }
 
 // How old a kept CRL may be before it is asked for again.

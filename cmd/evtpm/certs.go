@@ -196,10 +196,18 @@ func certsImport(u *ui, c *cli.Context) error {
 	cache := &kds.Cache{Dir: dir}
 	kept := 0
 	put := func(what string, data []byte, urls ...string) error {
+		var newer error
 		for _, url := range urls {
-			if err := cache.Put(url, data); err != nil {
+			err := cache.Import(url, data)
+			if errors.Is(err, kds.ErrNewer) {
+				newer = err
+			} else if err != nil {
 				return fmt.Errorf("%s: %w", what, err)
 			}
+		}
+		if newer != nil {
+			u.say("not kept: %s (%v)", what, newer)
+			return nil
 		}
 		kept++
 		u.say("kept %s", what)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -335,6 +336,10 @@ func TestCertsCommands(t *testing.T) {
 	}
 	if stdout, _, code := b.run("certs show"); code != 0 || strings.Count(stdout, "leaf: SEV-VCEK") != 1 || !strings.Contains(stdout, "crl of ARK-Genoa") {
 		t.Errorf("the cache: exit code %d\n%s", code, stdout)
+	}
+	b.write("old.der", b.machine.Signer.CRL(nil, func(l *x509.RevocationList) { l.ThisUpdate = l.ThisUpdate.AddDate(0, 0, -1) }))
+	if _, stderr, code := b.run("certs import old.der"); code != 1 || !strings.Contains(stderr, "not kept: CRL of ARK-Genoa (the cache has a newer CRL)") {
+		t.Errorf("an older CRL: exit code %d\n%s", code, stderr)
 	}
 	stdout, stderr, code := b.run("certs bundle ask.pem ark.pem")
 	if code != 0 {
