@@ -504,8 +504,15 @@ func TestV15_AKNotInTheVTPM(t *testing.T) {
 	if c := check(t, saved, attest.CheckAKResident); c.Status != attest.NotApplicable || c.Note != "only a live challenge can show this" {
 		t.Errorf("check on saved evidence: %+v", c)
 	}
+	warned := func(v *attest.Verdict) bool {
+		return strings.Contains(strings.Join(v.Warnings, "\n"), "does not show that the AK is in the vTPM")
+	}
+	if !warned(saved) || warned(v) {
+		t.Errorf("warnings of saved evidence are %q, of a challenge %q", saved.Warnings, v.Warnings)
+	}
 	listed := versioned(1, func(m *attesttest.Machine) []byte { ek, ak := keysOf(m); return manifest1(1, 2, ek, ak) })
-	if c := check(t, judgeWith(t, listed, acceptVersion1), attest.CheckAKResident); c.Status != attest.Passed {
+	v = judgeWith(t, listed, acceptVersion1)
+	if c := check(t, v, attest.CheckAKResident); c.Status != attest.Passed || warned(v) {
 		t.Errorf("check with the AK in the manifest: %+v", c)
 	}
 }

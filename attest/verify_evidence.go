@@ -61,7 +61,11 @@ func (v *verifier) svsmEvidence(ev *evidence.Evidence) (ek, ak *tpmPublic) {
 	if ak == nil {
 		v.put(notMade(CheckAKResident, check))
 	} else {
-		v.put(checkAKResident(ev, v.o.Live, ak, keys))
+		check = checkAKResident(ev, v.o.Live, ak, keys)
+		v.put(check)
+		if check.Status == NotApplicable {
+			v.warn("saved evidence does not show that the AK is in the vTPM: quote and PCRs are the guest's word; only a live challenge (evtpm attest) shows it")
+		}
 	}
 	return ek, ak
 }

@@ -292,6 +292,15 @@ func TestBatch(t *testing.T) {
 	if strings.Count(stdout, "b.bin\ttrusted (SIMULATED); a report alone, no vTPM\n") != 1 || strings.Count(stdout, "alone") != 1 {
 		t.Errorf("a bare report does not look like one:\n%s", stdout)
 	}
+	b.json("many/aa.json", m.Evidence())
+	for _, warning := range []string{"the AK is in the vTPM", "the golden PCRs were not judged"} {
+		if _, stderr, _ := b.run(line); strings.Count(stderr, warning) != 1 {
+			t.Errorf("%q is not there once:\n%s", warning, stderr)
+		}
+	}
+	if err := os.Remove(b.path("many/aa.json")); err != nil {
+		t.Fatal(err)
+	}
 	// The lowest class of a failure is the batch's.
 	bad := attesttest.NewMachine(attesttest.Genoa)
 	bad.EditReport = func(r attesttest.Report) { r.PutU32(attesttest.OffVMPL, 2) }
@@ -478,6 +487,28 @@ func TestBatchRegistry(t *testing.T) {
 		if code != 7 || strings.Count(stdout, "ek-reused") != 3 || !strings.Contains(stdout, "a.json\ttrusted") {
 			t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
 		}
+	}
+}
+
+// TestBatchLinks: links are files, too; only folders are passed over.
+func TestBatchLinks(t *testing.T) {
+	b := newBench(t)
+	b.json("many/a.json", b.machine.Evidence())
+	b.write("many/folder/x", nil)
+	line := "verify --batch many --golden golden.json --trust-sim " + at
+	link := func(to, name string) {
+		if err := os.Symlink(to, b.path(name)); err != nil {
+			t.Skipf("file system without symbolic links: %v", err)
+		}
+	}
+	link(b.path("evidence.json"), "many/link")
+	link("folder", "many/link-to-folder")
+	if stdout, stderr, code := b.run(line); code != 0 || strings.Count(stdout, "trusted") != 2 || strings.Count(stdout, "\n") != 2 {
+		t.Errorf("exit code %d\n%s%s", code, stdout, stderr)
+	}
+	link("nosuch", "many/nowhere")
+	if stdout, _, code := b.run(line); code != 1 || !strings.Contains(stdout, "nowhere\terror: ") {
+		t.Errorf("exit code %d\n%s", code, stdout)
 	}
 }
 

@@ -44,8 +44,11 @@ func verifyBatch(u *ui, c *cli.Context, dir string, golden *measure.Golden, o at
 	}
 	var files []string
 	for _, e := range entries {
-		if e.Type().IsRegular() {
-			files = append(files, filepath.Join(dir, e.Name()))
+		// A link is followed. What is no file in the end is refused like one that is
+		// no evidence: passed over, it would count as trusted.
+		name := filepath.Join(dir, e.Name())
+		if info, err := os.Stat(name); err != nil || !info.IsDir() {
+			files = append(files, name)
 		}
 	}
 	if len(files) == 0 {
@@ -72,6 +75,9 @@ func verifyBatch(u *ui, c *cli.Context, dir string, golden *measure.Golden, o at
 			u.data("%s\t%s", printable(files[i]), r.line())
 		}
 	}
+	for _, w := range warningsOf(out) {
+		u.warn("%s", printable(w))
+	}
 	rate := float64(len(out)) / took.Seconds()
 	u.say("%d files, %d trusted, %d refused, %.0f a second", len(out), trusted, len(out)-trusted, rate)
 	if asJSON {
@@ -83,6 +89,23 @@ func verifyBatch(u *ui, c *cli.Context, dir string, golden *measure.Golden, o at
 		return errSilent(class)
 	}
 	return nil
+}
+
+// warningsOf lists the warnings of trusted verdicts, each once.
+func warningsOf(out []outcome) (list []string) {
+	seen := map[string]bool{}
+	for _, o := range out {
+		if o.class() != attest.ClassOK {
+			continue
+		}
+		for _, w := range o.Verdict.Warnings {
+			if !seen[w] {
+				seen[w] = true
+				list = append(list, w)
+			}
+		}
+	}
+	return list
 }
 
 // batchResult is the JSON form of a batch.
