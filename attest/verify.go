@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/evtpm/evtpm/attest/evidence"
@@ -196,6 +197,18 @@ func (v *verifier) failed() bool {
 	return false
 }
 
+// maxText bounds a text in a verdict. What does not fit is a hostile guest's: PCR
+// values of a megabyte, say.
+const maxText = 64 << 10
+
+// clipText cuts a text that is too long, and says so.
+func clipText(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + fmt.Sprintf("... (%d bytes)", len(s))
+}
+
 // finish orders the checks. One that nobody made is failed: a verdict is never
 // trusted for want of a check.
 func (v *verifier) finish() *Verdict {
@@ -211,8 +224,10 @@ func (v *verifier) finish() *Verdict {
 			}
 			c = notMade(info.Name, cause)
 		}
+		c.Expected, c.Found = clipText(c.Expected), clipText(c.Found)
 		v.verdict.Checks = append(v.verdict.Checks, c)
 	}
+	v.verdict.Binding = clipText(v.verdict.Binding)
 	v.verdict.Result = ResultTrusted
 	if len(v.verdict.Failures()) > 0 {
 		v.verdict.Result = ResultRefused

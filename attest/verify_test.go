@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"net"
 	"strings"
 	"testing"
@@ -169,6 +170,38 @@ func TestBareReportByGolden(t *testing.T) {
 	} {
 		if _, err := attest.VerifyReport(t.Context(), m.SignedReport(data), m.CertTable(), expect, options(m)); err == nil {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// A guest cannot make a verdict much larger than others.
+func TestVerdictIsBounded(t *testing.T) {
+	large := strings.Repeat("\u00e9", 500_000)
+	for name, edit := range map[string]func(*evidence.Evidence){
+		"PCR":     func(ev *evidence.Evidence) { ev.PCRs[4].Value = bytes.Repeat([]byte{1}, 1<<20) },
+		"bank":    func(ev *evidence.Evidence) { ev.PCRBank = large },
+		"binding": func(ev *evidence.Evidence) { ev.Binding = large },
+	} {
+		v := judge(t, withEvidence(edit))
+		text, err := json.Marshal(v)
+		if err != nil || len(text) > 1<<19 || v.Trusted() || !strings.Contains(string(text), " bytes)") || strings.Contains(string(text), "\ufffd") {
+			t.Errorf("%s: %s of %d bytes (%v)", name, v.Result, len(text), err)
+		}
+	}
+	// Golden values of many launches fit.
+	m := genoa()
+	g := m.Golden()
+	g.LaunchDigests = nil
+	for i := range 600 {
+		g.LaunchDigests = append(g.LaunchDigests, measure.Digest{1, byte(i >> 8), byte(i)})
+	}
+	v, err := attest.Verify(t.Context(), m.Evidence(), g, options(m))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range v.Failures() {
+		if c.Name == string(attest.CheckMeasurement) && !strings.HasSuffix(c.Expected, g.LaunchDigests[599].String()) {
+			t.Errorf("expected digests end with %q", c.Expected[len(c.Expected)-40:])
 		}
 	}
 }
