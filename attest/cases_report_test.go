@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"fmt"
 	"math/big"
+	"strings"
 	"testing"
 
 	"github.com/evtpm/evtpm/attest"
@@ -269,6 +270,27 @@ func TestS17_DebugAllowed(t *testing.T) {
 	want(t, verifyGuestPolicy(t, 0xB0000, func(p *attest.Policy) { delete(p.GuestPolicy.Bits, "debug") }))
 	want(t, verifyGuestPolicy(t, 0x30000, func(p *attest.Policy) { p.GuestPolicy.Bits["debug"] = attest.Required }),
 		is(attest.CheckGuestDebug, attest.ReasonDebugAllowed))
+
+	// Who does not forbid it is warned.
+	warned := func(v *attest.Verdict) bool {
+		return strings.Contains(strings.Join(v.Warnings, "\n"), "the host debug the guest")
+	}
+	allow := func(p *attest.Policy) { delete(p.GuestPolicy.Bits, "debug") }
+	if warned(verifyGuestPolicy(t, 0x30000, allow)) || warned(verifyGuestPolicy(t, 0xB0000, nil)) || !warned(verifyGuestPolicy(t, 0xB0000, allow)) {
+		t.Error("a warning too few, or too many")
+	}
+}
+
+// A verdict by the permissive policy does not look like one by a policy.
+func TestPermissiveIsWarnedOf(t *testing.T) {
+	m := genoa()
+	for _, p := range []*attest.Policy{nil, attest.DefaultPolicy(), attest.PermissivePolicy()} {
+		v := bare(t, m, m.SignedReport([64]byte{1}), attest.Expect{}, func(o *attest.Options) { o.Policy = p })
+		warned := strings.Contains(strings.Join(v.Warnings, "\n"), "the policy asks for nothing beyond a genuine report")
+		if permissive := p != nil && p.Name == "permissive"; warned != permissive {
+			t.Errorf("permissive: %t, warnings %q", permissive, v.Warnings)
+		}
+	}
 }
 
 func TestS18_Migration(t *testing.T) {

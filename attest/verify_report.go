@@ -56,6 +56,9 @@ func (v *verifier) reportPolicy(r *Report) {
 		checkVMPL(r, p, v.vtpm),
 	)
 	v.put(checkIDBlock(r, v.golden, p)...)
+	if r.Policy.Bit(PolicyDebug) && v.checks[CheckGuestDebug].Status != Failed {
+		v.warn("the guest policy lets the host debug the guest: it can read and write the guest's memory")
+	}
 }
 
 // authenticity makes the checks of signature, certificates and product.
