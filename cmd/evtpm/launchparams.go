@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -372,8 +373,13 @@ func (p *parameters) read(u *ui) (*launchInput, error) {
 	return l, nil
 }
 
-// hashOf takes a file's SHA-256, or reads it from a flag.
+// hashOf takes a file's SHA-256, or reads it from a flag. The null device is an
+// empty file, as scripts write for no kernel or no initrd.
 func hashOf(flag, text, path string, limit int64, into *[32]byte) (err error) {
+	if path == os.DevNull {
+		*into = sha256.Sum256(nil)
+		return nil
+	}
 	if path != "" {
 		*into, err = inputfile.SHA256(path, limit)
 		return err

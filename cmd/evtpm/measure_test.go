@@ -222,6 +222,28 @@ func TestVectorsIDBlock(t *testing.T) {
 	t.Logf("ID blocks: %d run, %d equal", len(v.IDBlock), equal)
 }
 
+// TestNullDevice: the null device is an empty kernel or initrd, as it is to
+// sev-snp-measure.
+func TestNullDevice(t *testing.T) {
+	dir := t.TempDir()
+	firmware, empty := filepath.Join(dir, "firmware"), filepath.Join(dir, "empty")
+	for path, data := range map[string][]byte{firmware: ovmftest.Build(ovmftest.AmdSev()), empty: nil} {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(kernel, initrd string) string {
+		out, _, err := runEvtpm(t, "measure", "--mode", "snp", "--vcpus", "2", "--vcpu-type", "EPYC-v4", "--ovmf", firmware, "--kernel", kernel, "--initrd", initrd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if got, want := run(os.DevNull, os.DevNull), run(empty, empty); got != want {
+		t.Errorf("found %s, with empty files %s", got, want)
+	}
+}
+
 // TestFromProcess: the relative paths of a running process are relative to its own
 // directory.
 func TestFromProcess(t *testing.T) {

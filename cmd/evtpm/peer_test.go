@@ -175,6 +175,7 @@ func peerFiles(t *testing.T) *peerInputs {
 	write(&in.files, "kernel", testKernel())
 	write(&in.files, "initrd", []byte("initrd"))
 	write(&in.files, "empty", nil)
+	in.files = append(in.files, os.DevNull)
 	return in
 }
 
