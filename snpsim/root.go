@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -129,6 +130,9 @@ func LoadARKs(path string) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for _, f := range files {
 		certs, err := readCertificates(f)
+		if err == nil {
+			err = errors.Join(othersWrite(f), othersWrite(filepath.Dir(f)))
+		}
 		if err != nil {
 			return nil, fmt.Errorf("simulated roots: %w", err)
 		}
@@ -140,6 +144,20 @@ func LoadARKs(path string) ([]*x509.Certificate, error) {
 		out = append(out, certs...)
 	}
 	return out, nil
+}
+
+// othersWrite refuses a root, or its folder, that everybody can write: then anybody
+// says whom to trust. In a folder as /tmp is, nobody takes another's file away.
+func othersWrite(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	// Windows keeps rights elsewhere, and shows every file as writable.
+	if m := info.Mode(); m.Perm()&0o002 != 0 && m&fs.ModeSticky == 0 && runtime.GOOS != "windows" {
+		return fmt.Errorf("%s: found mode %04o, expected one that others cannot write (chmod o-w)", path, m.Perm())
+	}
+	return nil
 }
 
 // globEscape keeps a path from being taken for a pattern.

@@ -436,14 +436,18 @@ func TestC12_FilesThatAnybodyCanWrite(t *testing.T) {
 	if _, stderr, code := b.run(line); code != 0 {
 		t.Fatalf("exit code %d\n%s", code, stderr)
 	}
-	for _, name := range []string{"golden.json", "policy.yaml"} {
-		if err := os.Chmod(b.path(name), 0o666); err != nil {
+	for _, name := range []string{"golden.json", "policy.yaml", "state/sim/Genoa/ark.pem", "state/sim/Genoa"} {
+		info, err := os.Stat(b.path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(b.path(name), info.Mode()|0o002); err != nil {
 			t.Fatal(err)
 		}
 		if _, stderr, code := b.run(line); code != 1 || !strings.Contains(stderr, "chmod o-w") {
 			t.Errorf("%s: exit code %d\n%s", name, code, stderr)
 		}
-		if err := os.Chmod(b.path(name), 0o644); err != nil {
+		if err := os.Chmod(b.path(name), info.Mode()); err != nil {
 			t.Fatal(err)
 		}
 	}
