@@ -423,7 +423,8 @@ func (d *diffDocument) lines() []string {
 		return []string{"same"}
 	}
 	var out []string
-	line := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	// Names and values are those of the files.
+	line := func(format string, args ...any) { out = append(out, harmless(fmt.Appendf(nil, format, args...))) }
 	if f := d.First; f != nil {
 		line("first difference: step %d: %s | %s", f.Step, f.A.text(), f.B.text())
 	}

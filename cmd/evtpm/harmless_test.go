@@ -75,6 +75,11 @@ func TestL32_Output(t *testing.T) {
 		t.Errorf("found %q, expected %q", errs.String(), want)
 	}
 
+	lines := (&diffDocument{Fields: []fieldDiff{{"input \u009b2J", []byte("1\n"), []byte("2\u202e")}}}).lines()
+	if want := `input \u009b2J: 1\x0a | 2\u202e`; len(lines) != 1 || lines[0] != want {
+		t.Errorf("found %q, expected %q", lines, want)
+	}
+
 	const hostile = "<caf\u00e9>\x1b\x7f\u009b2J\u202e\ufeff\U000e0041\u2028\n"
 	if err := u.json(map[string]string{"text": hostile}); err != nil {
 		t.Fatal(err)
