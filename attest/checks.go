@@ -48,6 +48,7 @@ const (
 	CheckPolicyVersion   CheckName = "policy-report-version"
 	CheckPolicyProduct   CheckName = "policy-product"
 	CheckPolicySigner    CheckName = "policy-signer"
+	CheckPolicyCSP       CheckName = "policy-csp"
 	CheckTCBForm         CheckName = "tcb-form"
 	CheckTCBOrder        CheckName = "tcb-order"
 	CheckFloorReported   CheckName = "tcb-reported"
@@ -142,6 +143,7 @@ const (
 	ReasonVersionBelowPolicy   Reason = "report-version-below-policy"
 	ReasonProductNotAllowed    Reason = "product-not-allowed"
 	ReasonSignerNotAllowed     Reason = "signer-not-allowed"
+	ReasonCSPNotAllowed        Reason = "csp-not-allowed"
 	ReasonTCBReserved          Reason = "tcb-reserved-not-zero"
 	ReasonTCBOrder             Reason = "tcb-order"
 	ReasonTCBBelowFloor        Reason = "tcb-below-floor"
@@ -304,6 +306,9 @@ var checkTable = []CheckInfo{
 	}},
 	{CheckPolicySigner, ClassPolicy, false, "the kind of signing key is one that the policy accepts", []ReasonInfo{
 		{ReasonSignerNotAllowed, "it is not"},
+	}},
+	{CheckPolicyCSP, ClassPolicy, false, "a VLEK's provider is one that the policy accepts", []ReasonInfo{
+		{ReasonCSPNotAllowed, "another provider's VLEK"},
 	}},
 	{CheckTCBForm, ClassPolicy, false, "reserved bytes of the four TCB versions are zero", []ReasonInfo{
 		{ReasonTCBReserved, "a reserved byte is set"},

@@ -40,6 +40,9 @@ type Policy struct {
 
 	// ChipIDs lists the accepted chips; nil accepts all.
 	ChipIDs []measure.HexBytes `yaml:"chip_ids,omitempty"`
+	// CSPIDs lists the accepted providers of VLEKs, as the certificates name them
+	// (cspID); nil accepts all. A VCEK is no provider's.
+	CSPIDs []string `yaml:"csp_ids,omitempty"`
 	// AllowMaskedChipID accepts a VCEK-signed report whose CHIP_ID is zero
 	// (MASK_CHIP_ID), which cannot be tied to its certificate by chip.
 	AllowMaskedChipID bool `yaml:"allow_masked_chip_id,omitempty"`
@@ -318,6 +321,12 @@ func (p *Policy) Validate() error {
 			bad("chip_ids: an id of zeros names no chip")
 		}
 	}
+	if p.CSPIDs != nil && len(p.CSPIDs) == 0 {
+		bad("csp_ids is empty: no VLEK would be accepted; leave it out to accept any provider's, or leave vlek out of signers")
+	}
+	if slices.Contains(p.CSPIDs, "") {
+		bad("csp_ids: an empty name is no provider's")
+	}
 	if _, err := p.hostData(); err != nil {
 		bad("host_data: %w, or zero, or any", err)
 	}
@@ -496,7 +505,7 @@ func (p *Policy) checksNothing() bool {
 		wants(p.GuestPolicy.Bits) || p.GuestPolicy.MinABI != "" ||
 		wants(p.Platform.Bits) || p.Platform.MinFirmware != "" ||
 		p.TCB.Floors.Name != "none" || p.Mitigations != (MitigationRules{}) ||
-		len(p.ChipIDs) > 0 || p.HostData != HostDataAny ||
+		len(p.ChipIDs) > 0 || len(p.CSPIDs) > 0 || p.HostData != HostDataAny ||
 		len(p.IDBlock.IDKeys) > 0 || len(p.IDBlock.AuthorKeys) > 0 || p.IDBlock.FamilyID != nil || p.IDBlock.ImageID != nil || p.IDBlock.MinGuestSVN > 0 ||
 		p.Revocation == RevocationRequired
 	return !judges

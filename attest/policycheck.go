@@ -39,6 +39,20 @@ func checkPolicySigner(r *Report, p *Policy) Check {
 	return pass(CheckPolicySigner, kind)
 }
 
+// checkPolicyCSP looks a VLEK's provider up in the policy.
+func checkPolicyCSP(leaf *Leaf, p *Policy) Check {
+	if len(p.CSPIDs) == 0 {
+		return skip(CheckPolicyCSP, "the policy accepts every provider's VLEK")
+	}
+	if leaf.Kind != "vlek" {
+		return skip(CheckPolicyCSP, "a VCEK is no provider's")
+	}
+	if !slices.Contains(p.CSPIDs, leaf.CSPID) {
+		return fail(CheckPolicyCSP, ReasonCSPNotAllowed, strings.Join(p.CSPIDs, ", "), leaf.CSPID)
+	}
+	return pass(CheckPolicyCSP, leaf.CSPID)
+}
+
 // checkTCBForm judges reserved bytes of the TCB versions.
 func checkTCBForm(faults []string) Check {
 	if len(faults) > 0 {

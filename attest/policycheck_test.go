@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"strings"
 	"testing"
@@ -265,5 +266,36 @@ func TestWhereTheVCEKCameFrom(t *testing.T) {
 	want(t, v)
 	if f := found(v, attest.CheckCertificates); f != "SEV-VCEK under ARK-Genoa, VCEK from kdsintf.amd.com" {
 		t.Errorf("found %q", f)
+	}
+}
+
+// TestPolicyCSP: a policy can say whose VLEKs it accepts.
+func TestPolicyCSP(t *testing.T) {
+	with := func(ids ...string) func(*attest.Policy) {
+		return func(p *attest.Policy) { p.CSPIDs = ids }
+	}
+	notAllowed := is(attest.CheckPolicyCSP, attest.ReasonCSPNotAllowed)
+	want(t, judgeWith(t, vlek(), with("CN=other.example", "CN=cloud.example")))
+	v := judgeWith(t, vlek(), with("CN=other.example", "CN=third.example"))
+	want(t, v, notAllowed)
+	if c := check(t, v, attest.CheckPolicyCSP); c.Expected != "CN=other.example, CN=third.example" || c.Found != "CN=cloud.example" {
+		t.Errorf("%+v", c)
+	}
+	for _, v := range []*attest.Verdict{judge(t, vlek()), judgeWith(t, genoa(), with("CN=other.example"))} {
+		want(t, v)
+		if c := check(t, v, attest.CheckPolicyCSP); c.Status != attest.NotApplicable {
+			t.Errorf("%+v", c)
+		}
+	}
+	for fault, ids := range map[string][]string{"csp_ids is empty": {}, "csp_ids: an empty name": {"CN=x", ""}} {
+		p := attest.DefaultPolicy()
+		p.CSPIDs = ids
+		if err := p.Validate(); err == nil || !strings.Contains(err.Error(), fault) {
+			t.Errorf("found %v, expected %s", err, fault)
+		}
+	}
+	own := bytes.Replace(attest.PermissivePolicyYAML(), []byte("version: 1"), []byte("version: 1\ncsp_ids: [CN=cloud.example]"), 1)
+	if _, err := attest.ParsePolicy(own, "p"); err != nil {
+		t.Errorf("a policy that judges the provider alone: %v", err)
 	}
 }

@@ -81,6 +81,7 @@ func (v *verifier) authenticity(ctx context.Context, r *Report, certTable []byte
 	v.put(
 		checkReportSignature(r, leaf),
 		checkSignerKind(r, leaf),
+		checkPolicyCSP(leaf, v.policy),
 		checkChip(r, leaf, v.o.ChipID, v.policy),
 	)
 	v.put(v.checkRevocation(c, v.gatherCRLs(ctx, c, leaf))...)
