@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/evtpm/evtpm/attest"
@@ -47,12 +48,20 @@ type Options struct {
 	Backoff, Longest time.Duration
 	// Sleep waits, or returns the context's error; nil means by the clock.
 	Sleep func(ctx context.Context, d time.Duration) error
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
 }
 
-// A Client fetches over HTTPS from one host.
+// A Client fetches over HTTPS from one host. When the host has not answered to the
+// last try of a request, others fail at once for as long as the longest pause: of
+// a thousand reports, each need not find out anew that the network is down.
 type Client struct {
 	o    Options
 	http *http.Client
+
+	mu    sync.Mutex
+	down  error // why the last request failed, until the time
+	until time.Time
 }
 
 // New returns a client.
@@ -73,6 +82,9 @@ func New(o Options) *Client {
 	}
 	if o.Sleep == nil {
 		o.Sleep = sleep
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	c := &Client{o: o}
 	c.http = &http.Client{Transport: o.Transport, CheckRedirect: c.checkRedirect}
@@ -119,6 +131,9 @@ func (c *Client) Get(ctx context.Context, rawURL string) ([]byte, error) {
 	if err := c.checkURL(req.URL); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	if err := c.isDown(); err != nil {
+		return nil, fmt.Errorf("%w: %s: not asked: %w", ErrUnavailable, req.URL, err)
+	}
 	pause := c.o.Backoff
 	for try := 1; ; try++ {
 		data, after, err := c.try(req)
@@ -126,7 +141,12 @@ func (c *Client) Get(ctx context.Context, rawURL string) ([]byte, error) {
 			return data, nil
 		}
 		var final finalError
-		if errors.As(err, &final) || try >= c.o.Attempts {
+		over := errors.As(err, &final) || ctx.Err() != nil
+		if !over && try >= c.o.Attempts {
+			c.setDown(err)
+			over = true
+		}
+		if over {
 			return nil, fmt.Errorf("%w: %s: try %d: %w", ErrUnavailable, req.URL, try, err)
 		}
 		wait := min(max(pause, after), c.o.Longest)
@@ -137,6 +157,23 @@ func (c *Client) Get(ctx context.Context, rawURL string) ([]byte, error) {
 		}
 		pause = min(2*pause, c.o.Longest)
 	}
+}
+
+// isDown returns why the host does not answer, if that was found out a short time
+// ago.
+func (c *Client) isDown() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.o.Now().Before(c.until) {
+		return c.down
+	}
+	return nil
+}
+
+func (c *Client) setDown(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.down, c.until = fmt.Errorf("no answer a short time ago: %w", err), c.o.Now().Add(c.o.Longest)
 }
 
 // finalError is a fault that another try would not mend.

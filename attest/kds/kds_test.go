@@ -222,6 +222,42 @@ func TestRetry(t *testing.T) {
 	}
 }
 
+// TestDownForAWhile: after a request that no try was answered to, others fail at
+// once for half a minute, and say why; then the service is asked again.
+func TestDownForAWhile(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	s := new(service)
+	c := kds.New(kds.Options{Transport: s, Attempts: 2, Now: func() time.Time { return now }, Sleep: func(context.Context, time.Duration) error { return nil }})
+	get := func(ctx context.Context, url string, answers ...answer) (asked int, err error) {
+		s.asked, s.answers = nil, answers
+		_, err = c.Get(ctx, url)
+		return len(s.asked), err
+	}
+	// What another try would not mend says nothing about the service, nor does a
+	// caller that does not wait.
+	if n, err := get(t.Context(), vcekURL, status(404)); n != 1 || err == nil {
+		t.Fatalf("asked %d times: %v", n, err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := get(gone, vcekURL, status(503), status(503)); err == nil {
+		t.Fatal("no error")
+	}
+	if n, err := get(t.Context(), vcekURL, status(503), status(503)); n != 2 || !errors.Is(err, kds.ErrUnavailable) {
+		t.Fatalf("asked %d times: %v", n, err)
+	}
+	for _, url := range []string{vcekURL, crlURL} {
+		n, err := get(t.Context(), url, ok(leaf()))
+		if n != 0 || !errors.Is(err, kds.ErrUnavailable) || !strings.Contains(err.Error(), "not asked: no answer a short time ago: status Service Unavailable") {
+			t.Errorf("asked %d times: %v", n, err)
+		}
+	}
+	now = now.Add(30 * time.Second)
+	if n, err := get(t.Context(), vcekURL, ok(leaf())); n != 1 || err != nil {
+		t.Errorf("asked %d times: %v", n, err)
+	}
+}
+
 // Redirects within the host are followed, three of them, at one try.
 func TestRedirects(t *testing.T) {
 	for n, good := range map[int]bool{1: true, 3: true, 4: false} {
