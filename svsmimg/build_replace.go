@@ -3,7 +3,6 @@ package svsmimg
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"slices"
 )
 
@@ -14,14 +13,17 @@ func replaceFirmware(image *File, firmware []byte) (f *File, unsigned bool, err 
 	if err != nil {
 		return nil, false, err
 	}
-	at, err := image.findBootParams()
+	at, layout, err := image.findBootParams()
 	if err != nil {
 		return nil, false, err
 	}
-	block := image.Headers[at].(*PageData)
-	page := bytes.Clone(image.Bytes(block.Data))
-	oldStart, oldSize := uint64(le.Uint32(page[bootParamsFirmware:])), uint64(le.Uint32(page[bootParamsFirmware+4:]))
-	copy(page[bootParamsFirmware:], info.encode())
+	block := image.Bytes(image.Headers[at].(*PageData).Data)
+	page := bytes.Clone(block)
+	oldStart, oldSize := uint64(le.Uint32(page[layout.firmware:])), uint64(le.Uint32(page[layout.firmware+4:]))
+	if layout.mapInPages && info.memoryMapLen != 0 {
+		return nil, false, errors.New("firmware: it has a place for IGVM's memory map, which an image of COCONUT-SVSM before release 2026.02 may take otherwise; build the image anew from a newer release, or take a firmware without")
+	}
+	copy(page[layout.firmware:], layout.encode(info))
 
 	out := &File{Version: image.Version, Architecture: image.Architecture, Data: bytes.Clone(image.Data)}
 	put := func(data []byte) Blob {
@@ -50,16 +52,19 @@ func replaceFirmware(image *File, firmware []byte) (f *File, unsigned bool, err 
 				}
 				continue
 			}
-			if i == at {
+			// Images of release 2026.04 have the block twice: for the boot loader and
+			// for the kernel.
+			if i == at || h.Data.Size == pageSize && h.Kind == DataNormal && bytes.Equal(image.Bytes(h.Data), block) {
 				p := *h
 				p.Data = put(page)
 				out.Headers = append(out.Headers, &p)
+			} else {
+				out.Headers = append(out.Headers, h)
+			}
+			if h.GPA < uint64(info.start) {
 				lastPage = len(out.Headers)
-				continue
 			}
-			if h.GPA < top4G {
-				lastPage = len(out.Headers) + 1
-			}
+			continue
 		}
 		out.Headers = append(out.Headers, h)
 	}
@@ -74,19 +79,69 @@ func replaceFirmware(image *File, firmware []byte) (f *File, unsigned bool, err 
 	return out, unsigned, nil
 }
 
+// A paramLayout says where a parameter block has what is needed to recognise it
+// and to tell it of another firmware.
+type paramLayout struct {
+	port     int  // of the console
+	context  int  // offset of the page with the firmware's registers, which Hyper-V's has
+	firmware int  // GuestFwInfoBlock
+	vtom     bool // which has a field for vTOM
+	kernel   int  // address that the kernel's region starts at
+	size     int
+
+	// Older images with the same block count the firmware's memory map in pages.
+	mapInPages bool
+}
+
+// paramLayouts are those of COCONUT-SVSM's releases, the newest first.
+var paramLayouts = []paramLayout{
+	{port: 32, context: 28, firmware: bootParamsFirmware, vtom: true, kernel: bootParamsKernel, size: bootParamsSize},
+	{port: 24, context: 20, firmware: 32, vtom: true, kernel: 144, size: 160},                    // 2026.03 to 2026.07
+	{port: 24, context: 20, firmware: 32, vtom: false, kernel: 152, size: 176},                   // 2026.02
+	{port: 24, context: 20, firmware: 32, vtom: false, kernel: 156, size: 180, mapInPages: true}, // 2026.01 and before
+}
+
+// encode is a GuestFwInfoBlock of the layout.
+func (l *paramLayout) encode(i *firmwareInfo) []byte {
+	b := i.encode()
+	if !l.vtom {
+		b = slices.Delete(b, firmwareInfoVTOM, firmwareInfoVTOM+8)
+	}
+	return b
+}
+
+// matches reports whether a page is a parameter block for a kernel, whose general
+// parameter area is so far away.
+func (l *paramLayout) matches(b []byte, general, kernel uint64) bool {
+	return uint64(le.Uint32(b[4:])) == general && le.Uint64(b[l.kernel:]) == kernel &&
+		slices.Contains(comPorts, le.Uint16(b[l.port:])) && isZero(b[l.size:])
+}
+
+// forQEMU reports whether the firmware starts as QEMU starts one: from reset, at
+// the end of 4 GiB, without vTOM.
+func (l *paramLayout) forQEMU(b []byte) bool {
+	lowMemory := l.firmware + firmwareInfoVTOM
+	if l.vtom {
+		lowMemory += 8
+	}
+	return le.Uint32(b[l.context:]) == 0 && isZero(b[l.firmware+firmwareInfoVTOM:lowMemory+1])
+}
+
 // findBootParams finds the page with the parameter block: before the general
 // parameter area, whose distance it holds, for the kernel that the file requires
 // memory for.
-func (f *File) findBootParams() (int, error) {
-	wrong := errors.New("image is not one of COCONUT-SVSM in the layout of 2026 for QEMU: found no parameter block; build a wrapped firmware anew, with a recipe of kind wrap")
+func (f *File) findBootParams() (int, *paramLayout, error) {
+	wrong := errors.New("image is not one of COCONUT-SVSM for QEMU, of a release since 2025: found no parameter block; build a wrapped firmware anew, with a recipe of kind wrap")
+	other := errors.New("image is one of COCONUT-SVSM for another hypervisor than QEMU: its firmware starts from a context or in low memory, or shared memory is told apart by vTOM")
 	var general, kernel uint64
+	var boundary bool
 	areas := make(map[uint32]bool)
 	for _, h := range f.Headers {
 		switch h := h.(type) {
+		case *Platform:
+			boundary = boundary || h.Platform == PlatformSNP && h.SharedGPABoundary != 0
 		case *Parameter:
-			if h.Kind == TypeVPCount {
-				areas[h.Index] = true
-			}
+			areas[h.Index] = areas[h.Index] || h.Kind == TypeVPCount
 		case *ParameterInsert:
 			if areas[h.Index] && general == 0 {
 				general = h.GPA
@@ -98,21 +153,24 @@ func (f *File) findBootParams() (int, error) {
 		}
 	}
 	if general == 0 || kernel == 0 {
-		return 0, wrong
+		return 0, nil, wrong
 	}
 	for i, h := range f.Headers {
 		p, ok := h.(*PageData)
-		if !ok || p.Kind != DataNormal || p.Data.Size != pageSize || p.GPA >= general || p.GPA < kernel || general-p.GPA > 16*pageSize {
+		if !ok || p.Kind != DataNormal || p.Data.Size != pageSize || p.GPA >= general || general-p.GPA > 16*pageSize {
 			continue
 		}
 		b := f.Bytes(p.Data)
-		if uint64(le.Uint32(b[4:])) != general-p.GPA || le.Uint64(b[bootParamsKernel:]) != kernel || !isZero(b[bootParamsSize:]) {
-			continue
+		for j := range paramLayouts {
+			l := &paramLayouts[j]
+			switch {
+			case !l.matches(b, general-p.GPA, kernel):
+			case boundary || !l.forQEMU(b):
+				return 0, nil, other
+			default:
+				return i, l, nil
+			}
 		}
-		if le.Uint32(b[28:]) != 0 || le.Uint64(b[bootParamsFirmware+8:]) != 0 || b[bootParamsFirmware+16] != 0 {
-			return 0, fmt.Errorf("image is one of COCONUT-SVSM for another hypervisor than QEMU: its firmware starts from a context or in low memory")
-		}
-		return i, nil
 	}
-	return 0, wrong
+	return 0, nil, wrong
 }

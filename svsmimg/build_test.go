@@ -2,6 +2,7 @@ package svsmimg
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -101,7 +102,10 @@ func TestCoconutLayout(t *testing.T) {
 		}
 	}
 	// The parameter block says that the VMSA lies in the kernel's region.
-	at := must(f.findBootParams())
+	at, _, err := f.findBootParams()
+	if err != nil {
+		t.Fatal(err)
+	}
 	block := f.Bytes(f.Headers[at].(*PageData).Data)
 	if block[37] != 1 || le.Uint64(block[152:]) != 0x08000000 || le.Uint32(block[40:]) != uint32(top4G-256<<10) {
 		t.Errorf("found the parameter block %x", block[:bootParamsSize])
@@ -290,16 +294,128 @@ func TestReplaceFirmware(t *testing.T) {
 	in["wrapped.igvm"] = must((&Recipe{Version: 1, Kind: KindWrap, Firmware: "OVMF.fd"}).Build(files(in))).Image
 	in["hyperv.igvm"] = bytes.Clone(in["with.igvm"])
 	f := must(Parse(in["hyperv.igvm"]))
-	p := f.Headers[must(f.findBootParams())].(*PageData)
-	f.Data[p.Data.Offset+bootParamsFirmware+16] = 1
+	at, _, err := f.findBootParams()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Data[f.Headers[at].(*PageData).Data.Offset+bootParamsFirmware+16] = 1
+	f = must(Parse(in["with.igvm"]))
+	f.Headers[0].(*Platform).SharedGPABoundary = 1 << 46
+	in["vtom.igvm"] = must(f.Encode())
 	in["bad.igvm"] = in["with.igvm"][:1000]
 	for image, words := range map[string]string{
-		"wrapped.igvm": "found no parameter block", "hyperv.igvm": "for another hypervisor than QEMU", "bad.igvm": "total file size", "none.igvm": "not exist",
+		"wrapped.igvm": "found no parameter block", "hyperv.igvm": "for another hypervisor than QEMU",
+		"vtom.igvm": "for another hypervisor than QEMU", "bad.igvm": "total file size", "none.igvm": "not exist",
 	} {
 		r := &Recipe{Version: 1, Kind: KindReplace, Image: image, Firmware: "small.fd"}
 		if _, err := r.Build(files(in)); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: found error %v, expected one with %q", image, err, words)
 		}
+	}
+}
+
+// relaid is an image with the parameter block of another release, and its kernel at
+// another address.
+func relaid(t *testing.T, image []byte, l *paramLayout, kernel uint64) []byte {
+	t.Helper()
+	f := must(Parse(bytes.Clone(image)))
+	at, _, err := f.findBootParams()
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := f.Bytes(f.Headers[at].(*PageData).Data)
+	old := bytes.Clone(block)
+	clear(block)
+	copy(block, old[:16])
+	copy(block[l.context-4:], old[24:32]) // the memory map before the context
+	copy(block[l.port:], old[32:35])
+	if l.context == 28 {
+		copy(block[16:], old[16:24])
+	}
+	info := bytes.Clone(old[bootParamsFirmware:bootParamsKernel])
+	if !l.vtom {
+		info = append(info[:8], info[16:]...)
+	}
+	copy(block[l.firmware:], info)
+	le.PutUint64(block[l.kernel:], kernel)
+	copy(block[l.kernel+8:], old[bootParamsKernel+8:bootParamsSize])
+	move := func(gpa *uint64) {
+		if *gpa >= kernelRegion && *gpa < kernelRegion+kernelRegionLen {
+			*gpa += kernel - kernelRegion
+		}
+	}
+	for _, h := range f.Headers {
+		switch h := h.(type) {
+		case *PageData:
+			move(&h.GPA)
+		case *ParameterInsert:
+			move(&h.GPA)
+		case *RequiredMemory:
+			move(&h.GPA)
+		}
+	}
+	isPage := func(h Header) bool { return h.Type() == TypePageData }
+	first := slices.IndexFunc(f.Headers, isPage)
+	pages := f.Headers[first:]
+	if n := slices.IndexFunc(pages, func(h Header) bool { return !isPage(h) }); n >= 0 {
+		pages = pages[:n]
+	}
+	slices.SortStableFunc(pages, func(a, b Header) int { return cmp.Compare(a.(*PageData).GPA, b.(*PageData).GPA) })
+	return must(f.Encode())
+}
+
+// TestReplaceFirmwareReleases: as TestReplaceFirmware, for the parameter blocks of
+// COCONUT-SVSM's releases, and kernels below and above 4 GiB. It was held against
+// the images that igvmbuilder of these releases makes: the same bytes.
+func TestReplaceFirmwareReleases(t *testing.T) {
+	in := coconutFiles()
+	in["small.fd"] = firmware(64<<10, 20)
+	build := func(fw string) []byte {
+		r := coconutRecipe()
+		r.Firmware = fw
+		return must(r.Build(files(in))).Image
+	}
+	without, with, small := build(""), build("OVMF.fd"), build("small.fd")
+	for i := range paramLayouts {
+		l := &paramLayouts[i]
+		for _, kernel := range []uint64{kernelRegion, 0x8000000000, 0x7ff80000000} {
+			want := launchDigest(t, must(Parse(relaid(t, small, l, kernel))), SequenceOptions{})
+			for name, image := range map[string][]byte{"without": without, "with another": with} {
+				in["image.igvm"] = relaid(t, image, l, kernel)
+				b, err := (&Recipe{Version: 1, Kind: KindReplace, Image: "image.igvm", Firmware: "small.fd"}).Build(files(in))
+				if err != nil {
+					t.Errorf("layout %d, kernel at 0x%x, %s firmware: %v", i, kernel, name, err)
+				} else if got := launchDigest(t, b.File, SequenceOptions{}); got != want {
+					t.Errorf("layout %d, kernel at 0x%x, %s firmware: found launch digest %s, expected %s", i, kernel, name, got, want)
+				}
+			}
+		}
+	}
+	// The oldest may count the firmware's memory map in pages.
+	in["small.fd"] = igvmFirmware(0x812000, pageSize, igvmParamArea, 0x100, 0x200, igvmMemoryMap)
+	in["old.igvm"] = relaid(t, with, &paramLayouts[len(paramLayouts)-1], kernelRegion)
+	r := &Recipe{Version: 1, Kind: KindReplace, Image: "old.igvm", Firmware: "small.fd"}
+	if _, err := r.Build(files(in)); err == nil || !strings.Contains(err.Error(), "memory map") {
+		t.Errorf("an old image and a firmware with a memory map: found error %v", err)
+	}
+	// Release 2026.04 gives the boot loader a copy of the block.
+	in["small.fd"] = firmware(64<<10, 20)
+	twice := func(image []byte) []byte {
+		f := must(Parse(bytes.Clone(image)))
+		at, _, err := f.findBootParams()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := *f.Headers[at].(*PageData)
+		p.GPA = filesystemBase + 0x100000
+		f.Headers = slices.Insert(f.Headers, at, Header(&p))
+		return must(f.Encode())
+	}
+	in["twice.igvm"] = twice(with)
+	r.Image = "twice.igvm"
+	got := launchDigest(t, must(r.Build(files(in))).File, SequenceOptions{})
+	if want := launchDigest(t, must(Parse(twice(small))), SequenceOptions{}); got != want {
+		t.Errorf("with two copies of the block: found launch digest %s, expected %s", got, want)
 	}
 }
 

@@ -61,7 +61,10 @@ type firmwareInfo struct {
 
 type memoryRange struct{ base, size uint32 }
 
-const firmwareInfoSize = 112
+const (
+	firmwareInfoVTOM = 8 // offset of the vTOM
+	firmwareInfoSize = 112
+)
 
 func (i *firmwareInfo) encode() []byte {
 	b := make([]byte, 0, firmwareInfoSize)

@@ -19,7 +19,7 @@ const (
 	// SEV-SNP.
 	KindWrap = "wrap"
 	// KindCoconut puts COCONUT-SVSM's boot loader, kernel and filesystem and an
-	// OVMF image together, in the layout of its igvmbuilder of 2026 for QEMU.
+	// OVMF image together, in the layout of its igvmbuilder of August 2026 for QEMU.
 	KindCoconut = "coconut"
 	// KindReplace replaces the firmware of an existing file, or adds one.
 	KindReplace = "replace-firmware"
