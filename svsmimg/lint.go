@@ -81,7 +81,7 @@ func (f *File) Lint(o LintOptions) ([]Finding, error) {
 		o.QEMU = LatestQEMU
 	}
 	if o.Launch.Profile == "" {
-		o.Launch.Profile = f.InferProfile()
+		o.Launch.Profile = o.QEMU.Profile(f)
 	}
 	if _, err := ParseProfile(string(o.Launch.Profile)); err != nil {
 		return nil, err

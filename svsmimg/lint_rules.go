@@ -88,7 +88,7 @@ var rules = []Rule{
 		"Use a newer QEMU for it; SEV-SNP VMs are not concerned."},
 	{"sev-features-host", SeverityError,
 		"QEMU creates the VM with the VMSA's sev_features, and ends where the kernel does not offer one (VMSA contains unsupported sev_features).",
-		"Use COCONUT's kernel, or rebuild the image without the features."},
+		"Use COCONUT's kernel and QEMU (--qemu coconut), or rebuild the image without the features."},
 	{"sev-features-snp", SeverityError,
 		"The VMSA of a SEV-SNP vCPU must have SNPActive (0x1) set.",
 		"Rebuild the image."},

@@ -117,6 +117,8 @@ var lintCases = []struct {
 	}, LintOptions{}, nil},
 	{"sev-features-host", func() *File { return withVMSA(func(v *measure.VMSA) { v.SEVFeatures = 0x29 }) }, LintOptions{}, []string{"sev-features-host"}},
 	{"features, bsp", func() *File { return withVMSA(func(v *measure.VMSA) { v.SEVFeatures = 0x29 }) }, LintOptions{Launch: SequenceOptions{Profile: ProfileKVMBSP}}, nil},
+	{"features, COCONUT's QEMU", func() *File { return withVMSA(func(v *measure.VMSA) { v.SEVFeatures = 0x29 }) }, LintOptions{QEMU: QEMUVersion{11, 1, true}}, nil},
+	{"features, COCONUT's QEMU, upstream kernel", func() *File { return withVMSA(func(v *measure.VMSA) { v.SEVFeatures = 0x29 }) }, LintOptions{QEMU: QEMUVersion{11, 1, true}, Launch: SequenceOptions{Profile: ProfileKVM}}, []string{"sev-features-host"}},
 	{"sev-features-snp", func() *File { return withVMSA(func(v *measure.VMSA) { v.SEVFeatures = 0x20 }) }, LintOptions{Launch: SequenceOptions{Profile: ProfileFile}}, []string{"sev-features-snp"}},
 	{"shared-gpa-boundary", func() *File {
 		return small(func(b *builder) { b.f.Headers[0].(*Platform).SharedGPABoundary = 1 << 46 })

@@ -48,6 +48,17 @@ func (v QEMUVersion) String() string {
 	return fmt.Sprintf("%d.%d", v.Major, v.Minor)
 }
 
+// Profile is the host profile that a file was made for, as far as it shows, where
+// this QEMU loads it: COCONUT's branch runs on COCONUT's kernels, which measure
+// the boot vCPU's VMSA alone.
+func (v QEMUVersion) Profile(f *File) Profile {
+	p := f.InferProfile()
+	if v.Coconut && p == ProfileKVM {
+		return ProfileKVMBSP
+	}
+	return p
+}
+
 func (v QEMUVersion) atLeast(major, minor int) bool {
 	return v.Major > major || v.Major == major && v.Minor >= minor
 }

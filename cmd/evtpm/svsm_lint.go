@@ -15,7 +15,7 @@ func svsmLintCommand(u *ui) *cli.Command {
 		ArgsUsage:   "FILE",
 		Description: "Every finding has a stable code, an explanation and a fix. Exit codes: 0 no errors, 5 errors.",
 		Flags: append(svsmLaunchFlags(), outputFlag(),
-			&cli.StringFlag{Name: "qemu", Usage: "release of QEMU that is to load the image, such as 11.1, or coconut for COCONUT-SVSM's branch", Value: svsmimg.LatestQEMU.String()},
+			&cli.StringFlag{Name: "qemu", Usage: "release of QEMU that is to load the image, such as 11.1, or coconut for COCONUT-SVSM's branch, on its kernels", Value: svsmimg.LatestQEMU.String()},
 			&cli.StringFlag{Name: "policy", Usage: "guest policy of QEMU's command line"},
 			&cli.StringSliceFlag{Name: "beside", Usage: "what else QEMU is given: bios, pflash, kernel, initrd, append, kernel-hashes, id-block"},
 			&cli.BoolFlag{Name: "rules", Usage: "list all rules instead of looking at a file"}),
@@ -51,6 +51,9 @@ func (u *ui) svsmLint(c *cli.Context) error {
 	}
 	if o.QEMU, err = svsmimg.ParseQEMUVersion(c.String("qemu")); err != nil {
 		return fmt.Errorf("--qemu: %w", err)
+	}
+	if c.String("host-profile") == "" {
+		o.Launch.Profile = o.QEMU.Profile(f)
 	}
 	if c.IsSet("policy") {
 		policy, err := parseNumber("policy", c.String("policy"), 64)
