@@ -92,7 +92,7 @@ func (f *File) InferProfile() Profile {
 func (f *File) Sequence(o SequenceOptions) (*measure.Sequence, error) {
 	mask := f.Mask(PlatformSNP)
 	if mask == 0 {
-		return nil, errors.New("IGVM file is not for SEV_SNP (QEMU: IGVM file does not describe a compatible supported platform)")
+		return nil, errNotSNP
 	}
 	if o.Profile == "" {
 		o.Profile = f.InferProfile()
@@ -141,6 +141,8 @@ func (f *File) Sequence(o SequenceOptions) (*measure.Sequence, error) {
 	}
 	return s, s.Validate()
 }
+
+var errNotSNP = errors.New("IGVM file is not for SEV_SNP (QEMU: IGVM file does not describe a compatible supported platform)")
 
 // checkDirect says what keeps a host from taking the VMSA out of the file.
 func checkDirect(contexts []*VPContext) error {

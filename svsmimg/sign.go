@@ -20,6 +20,9 @@ type IDBlockOptions struct {
 // NewIDBlock returns the ID block of a file's launch: what an ID key signs. The
 // policy is the file's.
 func (f *File) NewIDBlock(o IDBlockOptions) (*measure.IDBlock, error) {
+	if f.Mask(PlatformSNP) == 0 {
+		return nil, errNotSNP
+	}
 	policy, ok := f.Policy(PlatformSNP)
 	if !ok {
 		return nil, errNoPolicy

@@ -89,6 +89,10 @@ func TestSignRefuses(t *testing.T) {
 	if _, err := bare.Sign(IDBlockOptions{}, measure.SignOptions{IDKey: id}); !errors.Is(err, errNoPolicy) {
 		t.Errorf("without policy: found error %v", err)
 	}
+	other := small(func(b *builder) { b.f.Headers[0].(*Platform).Platform = PlatformTDX })
+	if _, err := other.Sign(IDBlockOptions{}, measure.SignOptions{IDKey: id}); !errors.Is(err, errNotSNP) {
+		t.Errorf("for another platform: found error %v", err)
+	}
 	if _, err := f.VerifyIDBlock(SequenceOptions{}); !errors.Is(err, ErrNotSigned) {
 		t.Errorf("without ID block: found error %v", err)
 	}
