@@ -120,3 +120,35 @@ func ParseKernelHashes(table []byte) (*KernelHashes, error) {
 	}
 	return k, nil
 }
+
+// KernelHead is how much of a kernel's file [CheckKernelFile] looks at.
+const KernelHead = 64 << 10
+
+// CheckKernelFile says why QEMU loads no kernel with hashes from a file, of which
+// head is the beginning; nil when nothing is wrong, or when the file is of no
+// known kind. QEMU hashes any file that it takes for a Linux kernel (hw/i386/
+// x86-common.c, x86_load_linux), so that this is about what could be launched and
+// not about the digest.
+func CheckKernelFile(head []byte, initrd bool) error {
+	le := binary.LittleEndian
+	linux := len(head) >= setupHeaderSize && le.Uint32(head[setupMagicAt:]) == setupMagic
+	switch {
+	case linux:
+		return nil
+	case bytes.HasPrefix(head, []byte("\x7fELF")):
+		return errors.New("an ELF file, which QEMU never hashes: take the bzImage of this kernel")
+	case !bytes.HasPrefix(head, []byte("MZ")) || len(head) < peHeaderPointerAt+4:
+		return nil
+	}
+	pe := uint64(le.Uint32(head[peHeaderPointerAt:]))
+	if pe+peOptionalAt > uint64(len(head)) || string(head[pe:pe+4]) != "PE\x00\x00" {
+		return nil
+	}
+	if machine := le.Uint16(head[pe+peMachineAt:]); machine != peMachineX64 {
+		return fmt.Errorf("a PE image for machine %#x, expected %#x (x86-64)", machine, peMachineX64)
+	}
+	if initrd {
+		return errors.New("a PE image that is no bzImage, such as a unified kernel image, which QEMU takes no initrd with (QEMU: linux kernel too old to load a ram disk)")
+	}
+	return nil
+}

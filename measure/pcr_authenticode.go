@@ -14,7 +14,9 @@ import (
 const (
 	peHeaderPointerAt = 0x3c // u32: offset of "PE\0\0"
 
-	peSectionsAt     = 6  // u16, from "PE\0\0"
+	peMachineAt      = 4 // u16, from "PE\0\0"
+	peMachineX64     = 0x8664
+	peSectionsAt     = 6  // u16
 	peOptionalSizeAt = 20 // u16
 	peOptionalAt     = 24
 

@@ -164,6 +164,39 @@ func TestAuthenticodeIsNotPadded(t *testing.T) {
 	}
 }
 
+func TestCheckKernelFile(t *testing.T) {
+	bzImage := kernel64().build()
+	unified := peImage{directories: 6}.build()
+	binary.LittleEndian.PutUint16(unified[testPEAt+peMachineAt:], peMachineX64)
+	clear(unified[setupMagicAt : setupMagicAt+4])
+	arm := bytes.Clone(unified)
+	binary.LittleEndian.PutUint16(arm[testPEAt+peMachineAt:], 0xaa64)
+	far := bytes.Clone(unified)
+	binary.LittleEndian.PutUint32(far[peHeaderPointerAt:], 0xffffffff)
+	for _, c := range []struct {
+		name   string
+		head   []byte
+		initrd bool
+		want   string
+	}{
+		{"bzImage", bzImage, false, ""},
+		{"bzImage with initrd", bzImage, true, ""},
+		{"unified", unified, false, ""},
+		{"unified with initrd", unified, true, "QEMU: linux kernel too old to load a ram disk"},
+		{"arm64", arm, false, "machine 0xaa64, expected 0x8664"},
+		{"vmlinux", append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 1000)...), false, "an ELF file"},
+		{"nothing", nil, true, ""},
+		{"MZ alone", []byte("MZ"), true, ""},
+		{"header pointer", far, true, ""},
+		{"any bytes", bytes.Repeat([]byte("kernel"), 200), true, ""},
+	} {
+		err := CheckKernelFile(c.head, c.initrd)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: found error %v, expected %q", c.name, err, c.want)
+		}
+	}
+}
+
 // A distribution's signed kernel carries the digest that its signers computed.
 func TestAuthenticodeOfSignedKernel(t *testing.T) {
 	const name = "../build/kernel/vmlinuz"

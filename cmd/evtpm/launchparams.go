@@ -344,6 +344,7 @@ func (p *parameters) read(u *ui) (*launchInput, error) {
 	l.Options, l.CPUModel, l.FirmwareName = p.options, p.cpuName, p.ovmf
 	boot := explain.Boot{KernelName: p.kernel, Initrd: measure.NoInitrd, InitrdName: p.initrd, Cmdline: p.cmdline}
 	var errs [4]error
+	var unloadable error
 	var wg sync.WaitGroup
 	if p.svsm != "" {
 		wg.Go(func() {
@@ -357,6 +358,7 @@ func (p *parameters) read(u *ui) (*launchInput, error) {
 	}
 	if p.measureKernel {
 		wg.Go(func() { errs[2] = hashOf("kernel-hash", p.kernelHash, p.kernel, inputfile.MaxKernel, &boot.Kernel) })
+		wg.Go(func() { unloadable = p.checkKernel() })
 		if p.initrd != "" || p.initrdHash != "" {
 			wg.Go(func() { errs[3] = hashOf("initrd-hash", p.initrdHash, p.initrd, inputfile.MaxInitrd, &boot.Initrd) })
 		}
@@ -369,8 +371,29 @@ func (p *parameters) read(u *ui) (*launchInput, error) {
 	if p.measureKernel {
 		l.Boot = &boot
 	}
+	if unloadable != nil {
+		u.warn("%s: %v", p.kernel, unloadable)
+	}
 	l.describe(p)
 	return l, nil
+}
+
+// checkKernel says why QEMU would not load the kernel with its hashes. A file that
+// cannot be read is hashOf's to report.
+func (p *parameters) checkKernel() error {
+	if p.kernel == "" || p.kernel == os.DevNull || p.options.VMM != measure.VMMQEMU {
+		return nil
+	}
+	f, size, err := inputfile.Open(p.kernel, inputfile.MaxKernel)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	head := make([]byte, min(size, measure.KernelHead))
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return nil
+	}
+	return measure.CheckKernelFile(head, p.initrd != "" || p.initrdHash != "")
 }
 
 // hashOf takes a file's SHA-256, or reads it from a flag. The null device is an
