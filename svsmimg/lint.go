@@ -148,7 +148,6 @@ func (l *linter) platforms() {
 	if l.mask == 0 {
 		l.add("platform-no-snp", "the file is for %s", l.f.platformNames())
 	}
-	withVMSA := 0
 	for _, h := range l.f.Headers {
 		p, ok := h.(*Platform)
 		if !ok {
@@ -160,13 +159,43 @@ func (l *linter) platforms() {
 		if p.Platform == PlatformNative && !v.loadsNative() {
 			l.add("qemu-no-native", "the file is for NATIVE, which QEMU %s does not start", v)
 		}
-		if (p.Platform == PlatformSNP || p.Platform == PlatformSEVES) && len(l.f.contexts(p.Mask)) > 0 {
-			withVMSA++
+	}
+	if n := l.f.platformsWithVMSA(); n > 1 {
+		l.add("vmsa-several-platforms", "%d platforms have VMSAs", n)
+	}
+}
+
+func (f *File) platformsWithVMSA() int {
+	n := 0
+	for _, h := range f.Headers {
+		p, ok := h.(*Platform)
+		if ok && (p.Platform == PlatformSNP || p.Platform == PlatformSEVES) && len(f.contexts(p.Mask)) > 0 {
+			n++
 		}
 	}
-	if withVMSA > 1 {
-		l.add("vmsa-several-platforms", "%d platforms have VMSAs", withVMSA)
+	return n
+}
+
+// DifferentFromIgvmmeasure says what of a file makes igvmmeasure print another
+// launch digest than that of [ProfileFile]; nothing in most files.
+func (f *File) DifferentFromIgvmmeasure() []string {
+	var out []string
+	mask := f.Mask(PlatformSNP)
+	areas := make(map[uint32]uint64)
+	for _, h := range f.Headers {
+		switch h := h.(type) {
+		case *ParameterArea:
+			areas[h.Index] = h.Bytes
+		case *ParameterInsert:
+			if size := areas[h.Index]; h.Mask&mask != 0 && size > pageSize {
+				out = append(out, fmt.Sprintf("parameter area %d has 0x%x bytes, of which it measures one page", h.Index, size))
+			}
+		}
 	}
+	if n := f.platformsWithVMSA(); n > 1 {
+		out = append(out, fmt.Sprintf("%d platforms have VMSAs, and it measures all", n))
+	}
+	return out
 }
 
 func (f *File) platformNames() string {

@@ -250,3 +250,20 @@ func TestQEMUVersion(t *testing.T) {
 		}
 	}
 }
+
+// TestDifferentFromIgvmmeasure: what the lint rules of the two codes say.
+func TestDifferentFromIgvmmeasure(t *testing.T) {
+	for i := range lintCases {
+		c := &lintCases[i]
+		f := c.f()
+		want := 0
+		for _, code := range codes(must(f.Lint(LintOptions{Launch: SequenceOptions{Profile: ProfileFile}}))) {
+			if code == "area-large" || code == "vmsa-several-platforms" {
+				want++
+			}
+		}
+		if got := f.DifferentFromIgvmmeasure(); len(got) != want {
+			t.Errorf("%s: found %q, expected %d reasons", c.name, got, want)
+		}
+	}
+}

@@ -65,6 +65,11 @@ func (u *ui) svsmMeasure(c *cli.Context) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	u.say("host profile: %s", golden.HostProfile)
+	if golden.HostProfile == string(svsmimg.ProfileFile) {
+		for _, why := range f.DifferentFromIgvmmeasure() {
+			u.warn("igvmmeasure prints another digest: %s", why)
+		}
+	}
 	if svg := c.String("map"); svg != "" {
 		if err := writeFile(svg, seq.WriteMap); err != nil {
 			return err
