@@ -58,13 +58,19 @@ type PCRInputs struct {
 	MemoryBytes uint64
 }
 
-// PredictDirectBoot returns PCR 4 and PCR 9 of a direct kernel boot. Where
+// PredictDirectBoot returns PCR 4 and PCR 9 of a direct kernel boot, or PCR 4 and
+// PCR 12 when the kernel is a unified kernel image (see predictUnified). Where
 // versions of QEMU and OVMF measure the same input in different forms, each form
 // is an accepted value that says when it comes about.
 func PredictDirectBoot(in PCRInputs) (*GoldenPCRs, error) {
 	newHash, err := bankHash(in.Bank)
 	if err != nil {
 		return nil, err
+	}
+	if kernel, err := unifiedKernel(in.Kernel); err != nil {
+		return nil, fmt.Errorf("kernel: %w", err)
+	} else if kernel != nil {
+		return predictUnified(in, kernel, newHash)
 	}
 	pcr4, kernelErr := predictPCR4(in, newHash)
 	pcr9, cmdlineErr := predictPCR9(in, newHash)
@@ -108,10 +114,8 @@ func predictPCR4(in PCRInputs, newHash func() hash.Hash) ([]GoldenPCRValue, erro
 
 // predictPCR9 returns the accepted values of PCR 9.
 func predictPCR9(in PCRInputs, newHash func() hash.Hash) ([]GoldenPCRValue, error) {
-	for i := range len(in.Cmdline) {
-		if c := in.Cmdline[i]; c == 0 || c >= 0x80 {
-			return nil, fmt.Errorf("cmdline: found byte %#02x at %d, expected ASCII", c, i)
-		}
+	if err := checkCmdline(in.Cmdline); err != nil {
+		return nil, err
 	}
 	measuresOptions := bytes.Contains(in.Kernel, []byte(stubMeasuresOptions))
 	measuresInitrd := bytes.Contains(in.Kernel, []byte(stubMeasuresInitrd))
@@ -136,6 +140,15 @@ func predictPCR9(in PCRInputs, newHash func() hash.Hash) ([]GoldenPCRValue, erro
 		{Value: value(loadOptions(in.Cmdline + " initrd=initrd")), When: "OVMF up to 2025.02: initrd=initrd stands last"},
 		{Value: value(loadOptions("initrd=initrd " + in.Cmdline)), When: "OVMF from 2025.11: initrd=initrd stands first"},
 	}, nil
+}
+
+func checkCmdline(s string) error {
+	for i := range len(s) {
+		if c := s[i]; c == 0 || c >= 0x80 {
+			return fmt.Errorf("cmdline: found byte %#02x at %d, expected ASCII", c, i)
+		}
+	}
+	return nil
 }
 
 // loadOptions is a command line as EFI load options: UTF-16LE with a NUL, or

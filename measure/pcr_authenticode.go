@@ -1,6 +1,7 @@
 package measure
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -32,6 +33,8 @@ const (
 	securityDirectory = 4
 
 	sectionHeaderSize = 40
+	sectionNameSize   = 8  // at 0, padded with zeros
+	sectionVirtualAt  = 8  // u32
 	sectionRawSizeAt  = 16 // u32
 	sectionRawAt      = 20 // u32
 )
@@ -81,7 +84,11 @@ type peLayout struct {
 	sections         []peSection
 }
 
-type peSection struct{ at, size uint64 }
+type peSection struct {
+	name     string
+	at, size uint64 // in the file
+	virtual  uint64 // size in memory
+}
 
 // parsePE finds the parts of a PE image. Sections may not overlap, so that the
 // work is bounded by the image's size.
@@ -134,7 +141,12 @@ func (p *peLayout) readSections(image []byte, table, n uint64) error {
 	le := binary.LittleEndian
 	for i := range n {
 		header := image[table+i*sectionHeaderSize:]
-		s := peSection{at: uint64(le.Uint32(header[sectionRawAt:])), size: uint64(le.Uint32(header[sectionRawSizeAt:]))}
+		s := peSection{
+			name:    string(bytes.TrimRight(header[:sectionNameSize], "\x00")),
+			at:      uint64(le.Uint32(header[sectionRawAt:])),
+			size:    uint64(le.Uint32(header[sectionRawSizeAt:])),
+			virtual: uint64(le.Uint32(header[sectionVirtualAt:])),
+		}
 		if s.size != 0 {
 			p.sections = append(p.sections, s)
 		}

@@ -61,8 +61,7 @@ func kernelForms(in PCRInputs) ([]kernelForm, error) {
 		return forms, nil
 	}
 	if len(in.Kernel) < setupHeaderSize || binary.LittleEndian.Uint32(in.Kernel[setupMagicAt:]) != setupMagic {
-		// A PE image that is no bzImage, such as a unified kernel image: QEMU
-		// has no header to change.
+		// A PE image that is no bzImage: QEMU has no header to change.
 		return forms, nil
 	}
 	patched, err := patchSetup(in)

@@ -50,6 +50,15 @@ def patched(image, initrd, memory):
     return bytes(b)
 
 
+def linux(image):
+    """The kernel in a unified kernel image's section .linux, or nothing."""
+    pe = u32(image, 0x3C)
+    table = pe + 24 + u16(image, pe + 20)
+    for e in (table + 40 * i for i in range(u16(image, pe + 6))):
+        if image[e : e + 8] == b".linux\0\0":
+            return image[u32(image, e + 20) :][: u32(image, e + 8)]
+
+
 def pcr(alg, digests):
     value = bytes(hashlib.new(alg).digest_size)
     for d in digests:
@@ -64,6 +73,12 @@ def main():
         def digest(data):
             return hashlib.new(alg, data).digest()
 
+        if linux(kernel):
+            events = [authenticode(kernel, alg), digest(b"Calling EFI Application from Boot Option"), digest(bytes(4))]
+            print(alg, "PCR 4 kernel inside started by the stub", pcr(alg, events))
+            print(alg, "PCR 4 by the firmware", pcr(alg, events + [authenticode(linux(kernel), alg)]))
+            print(alg, "PCR 12", pcr(alg, [digest((cmdline + "\0").encode("utf-16le"))] if cmdline else []))
+            continue
         for name, image in ("as it is", kernel), ("patched", patched(kernel, initrd, memory)):
             print(alg, "PCR 4", name, pcr(alg, [
                 authenticode(image, alg),
