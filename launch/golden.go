@@ -2,6 +2,7 @@ package launch
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/evtpm/evtpm/measure"
@@ -28,8 +29,8 @@ func (p *Plan) golden(digest measure.Digest, block *measure.GoldenIDBlock, pcrs 
 	return g, nil
 }
 
-// predictPCRs says what a direct boot extends into PCR 4 and 9; nil without a
-// kernel.
+// predictPCRs says what a direct boot extends into PCR 4 and 9, or 4 and 12; nil
+// without a kernel. Each must be quoted, or the kernel is not bound.
 func (p *Plan) predictPCRs() (*measure.GoldenPCRs, error) {
 	if p.Kernel == nil {
 		return nil, nil
@@ -54,18 +55,26 @@ func (p *Plan) predictPCRs() (*measure.GoldenPCRs, error) {
 	} else {
 		err = predict(nil)
 	}
+	bad := &problems{src: p.Spec.src}
 	if err != nil {
-		bad := &problems{src: p.Spec.src}
-		bad.add("kernel", "%s: predicting PCR 4 and 9: %w", p.Kernel.Path, err)
+		bad.add("kernel", "%s: predicting PCRs: %w", p.Kernel.Path, err)
 		return nil, bad.err()
 	}
-	return pcrs, nil
+	for _, v := range pcrs.Values {
+		if !slices.Contains(p.Spec.Attestation.PCRs, v.PCR) {
+			bad.add("attestation.pcrs", "found no PCR %d, expected it with the kernel %s, a unified kernel image", v.PCR, p.Kernel.Path)
+		}
+	}
+	return pcrs, bad.err()
 }
 
 // goldenInputs lists what the values derive from.
 func (p *Plan) goldenInputs() []measure.GoldenInput {
 	var out []measure.GoldenInput
 	for _, in := range p.Inputs() {
+		if in == p.Bundle {
+			continue // certificates come and go
+		}
 		out = append(out, measure.GoldenInput{Name: in.Name, SHA256: in.SHA256[:]})
 	}
 	value := func(name, v string) { out = append(out, measure.GoldenInput{Name: name, Value: v}) }

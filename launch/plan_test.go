@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"os"
@@ -170,6 +171,36 @@ func TestResolvePCRs(t *testing.T) {
 	}
 }
 
+// TestResolveUnified: a unified kernel image's command line is in PCR 12, which must
+// be quoted then.
+func TestResolveUnified(t *testing.T) {
+	const headers, section = 0x200, 0x58 + 112
+	inner := launchtest.Kernel()
+	image := append(launchtest.Kernel()[:headers], inner...)
+	copy(image[section:], ".linux\x00\x00")
+	binary.LittleEndian.PutUint32(image[section+8:], uint32(len(inner)))
+	binary.LittleEndian.PutUint32(image[section+16:], uint32(len(inner)))
+	for pcrs, want := range map[string]string{
+		"[4, 9, 12]": "",
+		"[4, 9]":     "attestation.pcrs: found no PCR 12, expected it with the kernel",
+	} {
+		dir, s := planDir(t, "attestation: {pcrs: "+pcrs+"}")
+		launchtest.Write(t, filepath.Join(dir, "vmlinuz"), image)
+		s.Initrd, s.src = "", nil
+		p, err := Resolve(t.Context(), s, ResolveOptions{})
+		if err != nil {
+			if want == "" || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: found %v, expected %q", pcrs, err, want)
+			}
+			continue
+		}
+		defer p.Close()
+		if v := p.Golden.PCRs.Values; want != "" || len(v) != 2 || v[0].PCR != 4 || v[1].PCR != 12 {
+			t.Errorf("%s: found %+v, expected %q", pcrs, v, want)
+		}
+	}
+}
+
 func sum(data []byte) measure.HexBytes {
 	h := sha256.Sum256(data)
 	return h[:]
@@ -261,7 +292,7 @@ func TestResolveRefuses(t *testing.T) {
 		},
 		"kernel is no kernel": {
 			spoil: func(dir string) { launchtest.Write(t, filepath.Join(dir, "vmlinuz"), []byte("text")) },
-			want:  []string{"a.yaml:5: kernel: ", "vmlinuz: predicting PCR 4 and 9: kernel: found no PE image"},
+			want:  []string{"a.yaml:5: kernel: ", "vmlinuz: predicting PCRs: kernel: found no PE image"},
 		},
 		"policy that checks nothing": {
 			lines: []string{"attestation: {policy: p.yaml}"},

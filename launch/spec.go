@@ -191,7 +191,7 @@ type Agent struct {
 // Attestation says what is asked of the evidence.
 type Attestation struct {
 	Policy    string `json:"policy,omitempty" kind:"path" doc:"Verification policy file. Absent: the default policy."`
-	PCRs      []int  `json:"pcrs,omitempty" min:"0" max:"23" doc:"PCRs that are quoted. Absent: all 24."`
+	PCRs      []int  `json:"pcrs,omitempty" min:"0" max:"23" doc:"PCRs that are quoted: with a kernel 4 and 9 at least, with a unified kernel image 12 too. Absent: all 24."`
 	Bundle    string `json:"bundle,omitempty" kind:"path" doc:"Certificates and CRLs, PEM (evtpm certs bundle). They complete the chain and are not trusted by standing there."`
 	Fetch     bool   `json:"fetch,omitempty" doc:"Fetch missing certificates and a current CRL from AMD, through the cache. Platform snp only."`
 	Chip      string `json:"chip,omitempty" enum:"host,any" doc:"host: the report must name the chip of this host. any: the policy alone says which. Absent: host, or any when libvirt.uri leads to another machine. A report that is signed by a VLEK names no chip: say any there."`
