@@ -476,8 +476,10 @@ func TestRegistryKeepsOthers(t *testing.T) {
 		}
 	}
 	one.BootID = "24"
-	if n := observe(t, crowded, one); n != 16 {
-		t.Errorf("%d boots after one of them again", n)
+	for range 2 { // the first time nothing makes room for it
+		if n := observe(t, crowded, one); n != 16 {
+			t.Errorf("%d boots after one of them again", n)
+		}
 	}
 	if n := observe(t, crowded, attest.Sighting{EK: []byte{9}}); n != 1 {
 		t.Errorf("%d sightings of the other launch", n)
