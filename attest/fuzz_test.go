@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -64,7 +65,11 @@ func FuzzParseReport(f *testing.F) {
 func FuzzSplitReport(f *testing.F) {
 	m := machine()
 	raw := append(bytes.Clone(m.SignedReport([64]byte{1})), m.CertTable()...)
-	seed(f, raw, fmt.Appendf(nil, "%x\n", raw[:ReportSize]), []byte("AgAAAA=="))
+	response := append([]byte{0, 0, 0, 0, 0xA0, 4, 31: 0}, raw[:ReportSize]...)
+	tsm := fmt.Appendf(nil, `{"evidence":{"outblob":%q,"auxblob":%q}}`, base64.StdEncoding.EncodeToString(raw[:ReportSize]), base64.StdEncoding.EncodeToString(raw[ReportSize:]))
+	fields := []byte(`{"attestation_report":{"version":5,"current_tcb":{"fmc":1,"bootloader":1,"tee":0,"snp":3,"microcode":70},"signature":{"r":[1],"s":"AQ"}},` +
+		`"cert_chain":[{"cert_type":"VCEK","data":[48,0]},{"cert_type":{"OTHER":"x"},"data":"MAA"}]}`)
+	seed(f, raw, fmt.Appendf(nil, "%x\n", raw[:ReportSize]), []byte("AgAAAA=="), response, tsm, fields)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		report, table, err := SplitReport(b)
 		if err == nil && len(report) != ReportSize {
