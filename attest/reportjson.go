@@ -21,12 +21,11 @@ func (o jsonObject) has(name string) bool {
 	return ok && string(raw) != "null"
 }
 
-func parseObject(data []byte, what string) (o jsonObject, err error) {
-	err = strictjson.Unmarshal(data, &o, MaxReportFile, what)
-	if err == nil && o == nil {
-		err = fmt.Errorf("%s: found null", what)
-	}
-	return o, err
+// members are those of an object inside a document; nil for any other value. Where
+// the document was read strictly, no member is there twice here, either.
+func members(raw json.RawMessage) (o jsonObject) {
+	_ = json.Unmarshal(raw, &o)
+	return o
 }
 
 // reportFromJSON reads the JSON that other programs put reports into: Trustee's
@@ -35,14 +34,12 @@ func parseObject(data []byte, what string) (o jsonObject, err error) {
 // the member "evidence" of an object. A report that comes as fields is put together
 // again; its signature shows whether rightly.
 func reportFromJSON(data []byte) (report, certTable []byte, err error) {
-	doc, err := parseObject(data, "report")
-	if err != nil {
+	var doc jsonObject
+	if err := strictjson.Unmarshal(data, &doc, MaxReportFile, "report"); err != nil {
 		return nil, nil, err
 	}
-	if inner := doc["evidence"]; strings.HasPrefix(string(inner), "{") {
-		if doc, err = parseObject(inner, "report: evidence"); err != nil {
-			return nil, nil, err
-		}
+	if inner := members(doc["evidence"]); inner != nil {
+		doc = inner
 	}
 	switch {
 	case doc.has("outblob"):
@@ -104,12 +101,9 @@ func jsonBytes(raw json.RawMessage) ([]byte, error) {
 
 // jsonReport reads a report's bytes, or its fields as the sev crate names them.
 func jsonReport(raw json.RawMessage) ([]byte, error) {
-	if !strings.HasPrefix(strings.TrimSpace(string(raw)), "{") {
+	o := members(raw)
+	if o == nil {
 		return jsonBytes(raw)
-	}
-	o, err := parseObject(raw, "fields")
-	if err != nil {
-		return nil, err
 	}
 	f := reportFields{object: o, out: make([]byte, ReportSize)}
 	f.number("version", offVersion, 4)
@@ -173,7 +167,8 @@ func (f *reportFields) fault(name, format string, args ...any) {
 	}
 }
 
-// take is a member's text, and notes that it was read.
+// take is a member's text, and notes that it was read. A missing one is a fault
+// already: its text is empty, which is no value of any kind.
 func (f *reportFields) take(name string) json.RawMessage {
 	f.seen = append(f.seen, name)
 	if !f.object.has(name) {
@@ -185,9 +180,6 @@ func (f *reportFields) take(name string) json.RawMessage {
 
 func (f *reportFields) number(name string, off, size int) {
 	raw := f.take(name)
-	if raw == nil {
-		return
-	}
 	v, err := strconv.ParseUint(string(raw), 10, 8*size)
 	if err != nil {
 		f.fault(name, "found %.40s, expected a number of %d bytes", raw, size)
@@ -207,11 +199,7 @@ func (f *reportFields) optional(name string, off, size int) {
 }
 
 func (f *reportFields) bytes(name string, off, size int) {
-	raw := f.take(name)
-	if raw == nil {
-		return
-	}
-	switch b, err := jsonBytes(raw); {
+	switch b, err := jsonBytes(f.take(name)); {
 	case err != nil:
 		f.fault(name, "%v", err)
 	case len(b) != size:
@@ -223,11 +211,10 @@ func (f *reportFields) bytes(name string, off, size int) {
 
 // inner is a member that is an object; if it is none, one without members.
 func (f *reportFields) inner(name string) *reportFields {
-	in := &reportFields{out: f.out, path: f.path + name + ".", parent: f}
-	if raw := f.take(name); raw != nil {
-		if err := json.Unmarshal(raw, &in.object); err != nil {
-			f.fault(name, "%v", err)
-		}
+	raw := f.take(name)
+	in := &reportFields{object: members(raw), out: f.out, path: f.path + name + ".", parent: f}
+	if in.object == nil {
+		f.fault(name, "found %.40s, expected an object", raw)
 	}
 	return in
 }
@@ -285,7 +272,7 @@ func jsonChain(raw json.RawMessage) ([]byte, error) {
 	var entries []CertEntry
 	add := func(kind string, raw json.RawMessage) error {
 		g, ok := guids[kind]
-		if !ok || string(raw) == "null" {
+		if !ok {
 			return nil
 		}
 		b, err := jsonBytes(raw)
@@ -295,11 +282,8 @@ func jsonChain(raw json.RawMessage) ([]byte, error) {
 		entries = append(entries, CertEntry{g, b})
 		return nil
 	}
-	if strings.HasPrefix(string(raw), "{") {
-		o, err := parseObject(raw, "certificates")
-		if err != nil {
-			return nil, err
-		}
+	if o := members(raw); o != nil {
+		var err error
 		for _, kind := range []string{"vcek", "vlek", "ask", "ark"} {
 			if o.has(kind) {
 				err = errors.Join(err, add(strings.ToUpper(kind), o[kind]))
@@ -316,9 +300,7 @@ func jsonChain(raw json.RawMessage) ([]byte, error) {
 	}
 	for _, e := range list {
 		var kind string
-		if json.Unmarshal(e.Type, &kind) != nil {
-			continue
-		}
+		_ = json.Unmarshal(e.Type, &kind) // what is no name stays without one, and is passed over
 		if err := add(kind, e.Data); err != nil {
 			return nil, err
 		}
