@@ -30,16 +30,16 @@ func members(raw json.RawMessage) (o jsonObject) {
 
 // reportFromJSON reads the JSON that other programs put reports into: Trustee's
 // evidence ({"attestation_report", "cert_chain"}), the sev crate's report alone,
-// and configfs-tsm's files ({"outblob", "auxblob"}); the first and the last also as
-// the member "evidence" of an object. A report that comes as fields is put together
-// again; its signature shows whether rightly.
+// and configfs-tsm's files ({"outblob", "auxblob"}); each also as the member
+// "evidence" of an object. A report that comes as fields is put together again; its
+// signature shows whether rightly.
 func reportFromJSON(data []byte) (report, certTable []byte, err error) {
 	var doc jsonObject
 	if err := strictjson.Unmarshal(data, &doc, MaxReportFile, "report"); err != nil {
 		return nil, nil, err
 	}
 	if inner := members(doc["evidence"]); inner != nil {
-		doc = inner
+		doc, data = inner, doc["evidence"]
 	}
 	switch {
 	case doc.has("outblob"):

@@ -111,6 +111,7 @@ func TestReportInJSON(t *testing.T) {
 			table []byte
 		}{
 			"the sev crate's fields":           {sevReport(raw, false), nil},
+			"its fields, in another object":    {map[string]any{"evidence": sevReport(raw, false)}, nil},
 			"Trustee's, without certificates":  {map[string]any{"attestation_report": sevReport(raw, false), "cert_chain": nil}, nil},
 			"Trustee's, with certificates":     {map[string]any{"attestation_report": sevReport(raw, false), "cert_chain": append(list, map[string]any{"cert_type": map[string]any{"OTHER": "x"}, "data": []int{1}})}, table},
 			"the bytes, in another object":     {map[string]any{"platform": "snp", "evidence": map[string]any{"attestation_report": std(raw), "cert_chain": object}}, table},
