@@ -29,9 +29,9 @@ const (
 // unifiedKernel returns the kernel inside a unified kernel image; nil when the
 // image is something else.
 func unifiedKernel(image []byte) ([]byte, error) {
-	p, err := parsePE(image)
-	if err != nil {
-		return nil, nil // authenticode's to say
+	p, _ := parsePE(image) // that it is no PE image is authenticode's to say
+	if p == nil {
+		return nil, nil
 	}
 	var kernel []byte
 	for _, s := range p.sections {
