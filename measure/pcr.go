@@ -67,9 +67,11 @@ func PredictDirectBoot(in PCRInputs) (*GoldenPCRs, error) {
 	if err != nil {
 		return nil, err
 	}
-	if kernel, err := unifiedKernel(in.Kernel); err != nil {
-		return nil, fmt.Errorf("kernel: %w", err)
-	} else if kernel != nil {
+	kernel, err := unifiedKernel(in.Kernel)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("kernel: %w", err), checkCmdline(in.Cmdline))
+	}
+	if kernel != nil {
 		return predictUnified(in, kernel, newHash)
 	}
 	pcr4, kernelErr := predictPCR4(in, newHash)

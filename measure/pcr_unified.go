@@ -27,11 +27,11 @@ const (
 )
 
 // unifiedKernel returns the kernel inside a unified kernel image; nil when the
-// image is something else.
+// image is another PE image.
 func unifiedKernel(image []byte) ([]byte, error) {
-	p, _ := parsePE(image) // that it is no PE image is authenticode's to say
-	if p == nil {
-		return nil, nil
+	p, err := parsePE(image)
+	if err != nil {
+		return nil, err
 	}
 	var kernel []byte
 	for _, s := range p.sections {
