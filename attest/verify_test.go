@@ -188,6 +188,12 @@ func TestVerdictIsBounded(t *testing.T) {
 			t.Errorf("%s: %s of %d bytes (%v)", name, v.Result, len(text), err)
 		}
 	}
+	for n, cut := range map[int]bool{64 << 10: false, 64<<10 + 1: true} {
+		v := judge(t, withEvidence(func(ev *evidence.Evidence) { ev.Binding = strings.Repeat("x", n) }))
+		if strings.HasSuffix(v.Binding, " bytes)") != cut {
+			t.Errorf("a text of %d bytes ends with %q", n, v.Binding[len(v.Binding)-20:])
+		}
+	}
 	// Golden values of many launches fit.
 	m := genoa()
 	g := m.Golden()

@@ -83,10 +83,9 @@ func (c *Cache) Import(url string, data []byte) error {
 	if err != nil {
 		return c.Put(url, data) // a certificate
 	}
-	if kept, _, err := readKept(path, url); err == nil {
-		if old, err := attest.ParseCRL(kept); err == nil && old.ThisUpdate.After(l.ThisUpdate) {
-			return ErrNewer
-		}
+	kept, _, _ := readKept(path, url) // what is missing or damaged is no CRL
+	if old, err := attest.ParseCRL(kept); err == nil && old.ThisUpdate.After(l.ThisUpdate) {
+		return ErrNewer
 	}
 	if err := c.Put(url, data); err != nil {
 		return err

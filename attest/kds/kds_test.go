@@ -238,6 +238,9 @@ func TestDownForAWhile(t *testing.T) {
 	if n, err := get(t.Context(), vcekURL, status(404)); n != 1 || err == nil {
 		t.Fatalf("asked %d times: %v", n, err)
 	}
+	if n, err := get(t.Context(), vcekURL, status(503), status(404)); n != 2 || err == nil {
+		t.Fatalf("asked %d times: %v", n, err)
+	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := get(gone, vcekURL, status(503), status(503)); err == nil {
