@@ -21,6 +21,19 @@ func (o jsonObject) has(name string) bool {
 	return ok && string(raw) != "null"
 }
 
+// read reads a member, and names it when that fails; one that is not there is
+// nothing.
+func (o jsonObject) read(name string, as func(json.RawMessage) ([]byte, error)) ([]byte, error) {
+	if !o.has(name) {
+		return nil, nil
+	}
+	b, err := as(o[name])
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return b, nil
+}
+
 // members are those of an object inside a document; nil for any other value. Where
 // the document was read strictly, no member is there twice here, either.
 func members(raw json.RawMessage) (o jsonObject) {
@@ -41,31 +54,21 @@ func reportFromJSON(data []byte) (report, certTable []byte, err error) {
 	if inner := members(doc["evidence"]); inner != nil {
 		doc, data = inner, doc["evidence"]
 	}
+	var tableErr error
 	switch {
 	case doc.has("outblob"):
-		if report, err = jsonBase64(doc["outblob"]); err != nil {
-			return nil, nil, fmt.Errorf("report: outblob: %w", err)
-		}
-		if doc.has("auxblob") {
-			if certTable, err = jsonBase64(doc["auxblob"]); err != nil {
-				return nil, nil, fmt.Errorf("report: auxblob: %w", err)
-			}
-		}
+		report, err = doc.read("outblob", jsonBase64)
+		certTable, tableErr = doc.read("auxblob", jsonBase64)
 	case doc.has("attestation_report"):
-		if report, err = jsonReport(doc["attestation_report"]); err != nil {
-			return nil, nil, fmt.Errorf("report: attestation_report: %w", err)
-		}
-		if doc.has("cert_chain") {
-			if certTable, err = jsonChain(doc["cert_chain"]); err != nil {
-				return nil, nil, fmt.Errorf("report: cert_chain: %w", err)
-			}
-		}
+		report, err = doc.read("attestation_report", jsonReport)
+		certTable, tableErr = doc.read("cert_chain", jsonChain)
 	case doc.has("measurement") && doc.has("signature"):
-		if report, err = jsonReport(data); err != nil {
-			return nil, nil, fmt.Errorf("report: %w", err)
-		}
+		report, err = jsonReport(data)
 	default:
 		return nil, nil, errors.New("report: found JSON without attestation_report or outblob: evidence has commands of its own")
+	}
+	if err := errors.Join(err, tableErr); err != nil {
+		return nil, nil, fmt.Errorf("report: %w", err)
 	}
 	if len(report) != ReportSize {
 		return nil, nil, fmt.Errorf("%w: found %d bytes, expected %d", ErrReportLength, len(report), ReportSize)
