@@ -202,6 +202,11 @@ func TestCheckKernelFile(t *testing.T) {
 		{"nothing", nil, true, ""},
 		{"MZ alone", []byte("MZ"), true, ""},
 		{"header pointer", far, true, ""},
+		{"no more than its pointer", append([]byte("MZ"), make([]byte, peHeaderPointerAt+2)...), true, ""},
+		{"no PE header", bytes.Replace(unified, []byte("PE\x00\x00"), []byte("PX\x00\x00"), 1), true, ""},
+		{"no more than PE's header", unified[:testPEAt+peOptionalAt], true, "QEMU: linux kernel too old to load a ram disk"},
+		{"another program", append([]byte("ZM"), unified[2:]...), true, ""},
+		{"no more than a set-up header", bzImage[:setupHeaderSize], true, ""},
 		{"any bytes", bytes.Repeat([]byte("kernel"), 200), true, ""},
 	} {
 		err := CheckKernelFile(c.head, c.initrd)
@@ -347,7 +352,10 @@ func TestPredictUnified(t *testing.T) {
 		"two kernels":   {func(in *PCRInputs) { copy(header(in.Kernel, 1), unifiedLinux+"\x00\x00") }, "found two sections .linux"},
 		"more memory":   {func(in *PCRInputs) { le.PutUint32(header(in.Kernel, 3)[sectionVirtualAt:], 0x10000) }, "found 2560 bytes in the file for 65536 in memory"},
 		"nothing in it": {func(in *PCRInputs) { le.PutUint32(header(in.Kernel, 3)[sectionVirtualAt:], 0) }, "for 0 in memory"},
-		"no kernel":     {func(in *PCRInputs) { in.Kernel[0x900] = 'X' }, "kernel: section .linux: found no PE image"},
+		"certificates that do not fit": {func(in *PCRInputs) {
+			le.PutUint32(in.Kernel[testPEAt+peOptionalAt+optDirectories64At+8*securityDirectory+4:], 1<<20)
+		}, "kernel: PE image: certificates of 1048576 bytes"},
+		"no kernel": {func(in *PCRInputs) { in.Kernel[0x900] = 'X' }, "kernel: section .linux: found no PE image"},
 	} {
 		in := PCRInputs{Bank: "sha256", Kernel: bytes.Clone(image)}
 		c.change(&in)
