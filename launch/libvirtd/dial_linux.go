@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/evtpm/evtpm/launch/process"
 )
 
@@ -62,6 +64,16 @@ func (p Place) Dial(ctx context.Context, runtimeDir string) (net.Conn, error) {
 	if lookErr != nil {
 		return nil, fmt.Errorf("%w; and %w", err, lookErr)
 	}
+	// Of two that start at once one would find the other's, end, and find that it
+	// does not listen yet.
+	unlock, err := lockStart(ctx, runtimeDir, program)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if conn, err := p.Connect(ctx, "/", runtimeDir); !NotListening(err) {
+		return conn, err
+	}
 	cmd := exec.Command(program, "--timeout", sessionIdle)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -70,7 +82,7 @@ func (p Place) Dial(ctx context.Context, runtimeDir string) (net.Conn, error) {
 	}
 	ended := make(chan struct{})
 	go func() {
-		_ = cmd.Wait() // another's daemon may have been faster, and this one gone
+		_ = cmd.Wait() // its state says how it ended
 		close(ended)
 	}()
 	for {
@@ -86,6 +98,33 @@ func (p Place) Dial(ctx context.Context, runtimeDir string) (net.Conn, error) {
 				return conn, nil
 			}
 			return nil, fmt.Errorf("%s was started, and ended: %v", program, cmd.ProcessState)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// lockStart waits until nobody else starts a daemon of the session. The file is the
+// one that libvirt's own clients lock for this.
+func lockStart(ctx context.Context, runtimeDir, program string) (unlock func(), err error) {
+	dir := filepath.Join(runtimeDir, "libvirt")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, filepath.Base(program)+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Len: 1})
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), context.Cause(ctx)), f.Close())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
