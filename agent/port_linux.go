@@ -7,8 +7,8 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/signal"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,42 +18,27 @@ const (
 	// portPoll is how often an unconnected port is looked at.
 	portPoll = 20 * time.Millisecond
 
-	// portSettle is how long the driver's signals are given to arrive after
-	// what they tell of.
-	portSettle = 30 * time.Millisecond
-
-	// portLooks is how often a change of the host's side is looked at before it
-	// is believed.
-	portLooks = 10
+	// portPause is how long a port whose stream is broken is left alone.
+	portPause = 30 * time.Millisecond
 
 	// portBuffer is larger than one buffer of the driver, which is a page.
 	portBuffer = 32 << 10
 )
 
 // ListenPort opens a virtio-serial port and presents it as a listener: a
-// connection begins when the host side is there and ends when it leaves. There
-// is at most one connection at a time, and a process can listen on one port.
+// connection begins when the host side is there and ends when it is seen to have
+// left. There is at most one connection at a time, and a process can listen on one
+// port.
 //
-// A host that leaves and comes back at once must not be missed, for it waits to
-// be greeted, and the driver shows only the present state. But it sends SIGIO
-// for every change of that state, and for every buffer that arrives: a signal
-// more than there were buffers is a change.
+// The driver shows only the present state: a host that leaves and comes back at
+// once may not be seen to have left, and goes on with the connection. It has to
+// ask for Hello.
 func ListenPort(device string) (net.Listener, error) {
 	f, err := openPort(device)
 	if err != nil {
 		return nil, err
 	}
-	l := &portListener{
-		f: f, addr: portAddr(device), turn: make(chan struct{}, 1), done: make(chan struct{}),
-		sigio: make(chan os.Signal, 16),
-	}
-	signal.Notify(l.sigio, unix.SIGIO)
-	if err := askForSignals(f); err != nil {
-		signal.Stop(l.sigio)
-		return nil, errors.Join(fmt.Errorf("virtio-serial port %s: %w", device, err), f.Close())
-	}
-	go l.watch()
-	return l, nil
+	return &portListener{f: f, addr: portAddr(device), turn: make(chan struct{}, 1), done: make(chan struct{})}, nil
 }
 
 // DialPort opens a virtio-serial port for one exchange that the guest begins.
@@ -96,24 +81,11 @@ func control(file *os.File, f func(fd int) error) error {
 	return errors.Join(err, inner)
 }
 
-// askForSignals makes the driver send SIGIO to this process.
-func askForSignals(f *os.File) error {
-	return control(f, func(fd int) error {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETOWN, os.Getpid()); err != nil {
-			return err
-		}
-		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
-		if err != nil {
-			return err
-		}
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags|unix.O_ASYNC)
-		return err
-	})
-}
-
-// state looks at a port without waiting.
-func state(f *os.File) (events int16, err error) {
-	err = control(f, func(fd int) error {
+// hostConnected says whether the host side of a port is open: the driver
+// reports a hang-up otherwise.
+func hostConnected(f *os.File) (bool, error) {
+	var events int16
+	err := control(f, func(fd int) error {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLOUT}}
 		_, err := unix.Poll(p, 0)
 		events = p[0].Revents
@@ -122,13 +94,6 @@ func state(f *os.File) (events int16, err error) {
 		}
 		return err
 	})
-	return events, err
-}
-
-// hostConnected says whether the host side of a port is open: the driver
-// reports a hang-up otherwise.
-func hostConnected(f *os.File) (bool, error) {
-	events, err := state(f)
 	return events&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) == 0, err
 }
 
@@ -160,17 +125,12 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 type portListener struct {
-	f     *os.File
-	addr  portAddr
-	sigio chan os.Signal
-	turn  chan struct{} // holds a token while a connection lives
+	f    *os.File
+	addr portAddr
+	turn chan struct{} // holds a token while a connection lives
 
 	once sync.Once
 	done chan struct{}
-
-	mu               sync.Mutex
-	conn             *portConn // the connection that lives, or nil
-	signals, buffers int       // since the last connection began
 }
 
 // Accept waits for the end of the last connection, then for the host.
@@ -180,17 +140,13 @@ func (l *portListener) Accept() (net.Conn, error) {
 	case <-l.done:
 		return nil, net.ErrClosed
 	}
-	for waited := false; ; waited = true {
+	for {
 		connected, err := hostConnected(l.f)
 		if err != nil {
 			return nil, fmt.Errorf("virtio-serial port %s: %w", l.addr, err)
 		}
-		if connected && waited {
-			// The signal that tells of this arrival is not one of the next.
-			time.Sleep(portSettle)
-		}
 		if connected {
-			break
+			return &portConn{l: l}, nil
 		}
 		select {
 		case <-time.After(portPoll):
@@ -198,56 +154,6 @@ func (l *portListener) Accept() (net.Conn, error) {
 			return nil, net.ErrClosed
 		}
 	}
-	c := &portConn{l: l}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.conn, l.signals, l.buffers = c, 0, 0
-	return c, nil
-}
-
-// watch ends a connection whose host side was closed and opened again.
-func (l *portListener) watch() {
-	defer signal.Stop(l.sigio)
-	for {
-		select {
-		case <-l.done:
-			return
-		case <-l.sigio:
-		}
-		l.mu.Lock()
-		l.signals++
-		l.mu.Unlock()
-		time.Sleep(portSettle)
-		if !l.changed() {
-			continue
-		}
-		l.mu.Lock()
-		if l.conn != nil {
-			l.conn.leave()
-		}
-		l.mu.Unlock()
-	}
-}
-
-// changed says whether there were more signals than buffers. A reader may have
-// taken a buffer and not counted it yet, on a busy machine for a while: taking
-// that for a change would lose what the buffer held. So it is looked at again
-// before it is believed.
-func (l *portListener) changed() bool {
-	for range portLooks {
-		events, err := state(l.f)
-		if err != nil || events&(unix.POLLIN|unix.POLLHUP) == unix.POLLIN {
-			return false // closed, or there is data that the signal told of
-		}
-		l.mu.Lock()
-		more := l.signals > l.buffers
-		l.mu.Unlock()
-		if !more {
-			return false
-		}
-		time.Sleep(portSettle)
-	}
-	return true
 }
 
 func (l *portListener) Close() error {
@@ -264,48 +170,16 @@ func (l *portListener) Addr() net.Addr { return l.addr }
 // portConn is one connection over a port that is listened on.
 type portConn struct {
 	l      *portListener
-	unread []byte // read from the driver ahead of the reader
+	left   atomic.Bool // the host was seen to have left
 	closed sync.Once
-
-	mu   sync.Mutex
-	left bool
 }
 
-// leave ends the connection from the host's side.
-func (c *portConn) leave() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.left = true
-	_ = c.l.f.SetReadDeadline(time.Unix(1, 0))
-}
-
-func (c *portConn) hasLeft() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.left
-}
-
-// Read reads whole buffers of the driver, so that they can be counted.
 func (c *portConn) Read(b []byte) (int, error) {
-	if len(c.unread) == 0 {
-		buf := make([]byte, portBuffer)
-		n, err := c.l.f.Read(buf)
-		if n > 0 {
-			c.l.mu.Lock()
-			c.l.buffers++
-			c.l.mu.Unlock()
-		}
-		if c.hasLeft() {
-			return 0, io.EOF
-		}
-		if err != nil {
-			return 0, err
-		}
-		c.unread = buf[:n]
+	n, err := c.l.f.Read(b)
+	if errors.Is(err, io.EOF) {
+		c.left.Store(true)
 	}
-	n := copy(b, c.unread)
-	c.unread = c.unread[n:]
-	return n, nil
+	return n, err
 }
 
 func (c *portConn) Write(b []byte) (int, error) { return c.l.f.Write(b) }
@@ -313,37 +187,26 @@ func (c *portConn) Write(b []byte) (int, error) { return c.l.f.Write(b) }
 // Close ends the connection; the device stays open.
 func (c *portConn) Close() error {
 	c.closed.Do(func() {
-		c.leave()
-		// Whoever comes now is greeted, and waits for it: what lies here is not
-		// theirs. The pause also keeps a host that sends garbage from spinning us.
-		time.Sleep(portSettle)
-		_ = drain(c.l.f)
-		c.l.mu.Lock()
-		c.l.conn = nil
-		c.l.mu.Unlock()
+		// Reading ends; so does writing to a host that takes nothing.
+		_ = c.l.f.SetDeadline(time.Unix(1, 0))
+		// Where the host has left, what lies in the port is from whoever came
+		// next. Where it has not, the rest of a broken stream lies there. The
+		// pause keeps a host that sends garbage from spinning us.
+		if !c.left.Load() {
+			time.Sleep(portPause)
+			_ = drain(c.l.f)
+		}
 		_ = c.l.f.SetDeadline(time.Time{})
 		<-c.l.turn
 	})
 	return nil
 }
 
-func (c *portConn) SetReadDeadline(t time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.left {
-		return nil
-	}
-	return c.l.f.SetReadDeadline(t)
-}
-
+func (c *portConn) SetReadDeadline(t time.Time) error  { return c.l.f.SetReadDeadline(t) }
 func (c *portConn) SetWriteDeadline(t time.Time) error { return c.l.f.SetWriteDeadline(t) }
-
-func (c *portConn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
-}
-
-func (c *portConn) LocalAddr() net.Addr  { return c.l.addr }
-func (c *portConn) RemoteAddr() net.Addr { return c.l.addr }
+func (c *portConn) SetDeadline(t time.Time) error      { return c.l.f.SetDeadline(t) }
+func (c *portConn) LocalAddr() net.Addr                { return c.l.addr }
+func (c *portConn) RemoteAddr() net.Addr               { return c.l.addr }
 
 // dialedPort is one connection over a port that the guest opened for it.
 type dialedPort struct {

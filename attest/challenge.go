@@ -32,8 +32,10 @@ type ChallengeOptions struct {
 	PCRs []int
 	// Rand is the source of nonce and secrets; nil means crypto/rand.
 	Rand io.Reader
-	// HelloTimeout bounds the wait for the guest's first frame, which comes when
-	// the agent has started. Zero means a minute.
+	// Hello is what [Greet] returned of the same connection; nil greets first.
+	Hello *evidence.Hello
+	// HelloTimeout bounds the wait for the guest's Hello, which comes when the
+	// agent has started. Zero means a minute.
 	HelloTimeout time.Duration
 	// StepTimeout bounds each later answer. Zero means 30 seconds.
 	StepTimeout time.Duration
@@ -95,19 +97,15 @@ func Challenge(ctx context.Context, conn net.Conn, o ChallengeOptions) (*Session
 	if err != nil {
 		return nil, err
 	}
-	p := &peer{ctx: ctx, conn: conn}
-	over := time.Unix(1, 0)
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(over) })
-	defer func() {
-		var left time.Time
-		if !stop() {
-			left = over
+	p, done := newPeer(ctx, conn)
+	defer done()
+	hello := o.Hello
+	if hello == nil {
+		if hello, err = p.greet(orElse(o.HelloTimeout, time.Minute)); err != nil {
+			return nil, fmt.Errorf("wait for the guest's agent: %w", err)
 		}
-		_ = conn.SetDeadline(left)
-	}()
-	if err := p.expect(orElse(o.HelloTimeout, time.Minute), evidence.FrameHello, &s.Hello); err != nil {
-		return nil, fmt.Errorf("wait for the guest's agent: %w", err)
 	}
+	s.Hello = *hello
 	step := orElse(o.StepTimeout, 30*time.Second)
 	ask := evidence.Challenge{Nonce: s.nonce, Binding: s.binding, PCRBank: s.bank, PCRs: s.pcrs}
 	if err := p.send(step, evidence.FrameChallenge, ask); err != nil {
@@ -247,6 +245,20 @@ type peer struct {
 	conn net.Conn
 }
 
+// newPeer ends what is done over a connection with ctx. done leaves the connection
+// without a deadline; where ctx has ended, with one that is over.
+func newPeer(ctx context.Context, conn net.Conn) (p *peer, done func()) {
+	over := time.Unix(1, 0)
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(over) })
+	return &peer{ctx: ctx, conn: conn}, func() {
+		var left time.Time
+		if !stop() {
+			left = over
+		}
+		_ = conn.SetDeadline(left)
+	}
+}
+
 // deadline sets the time by which a whole frame must be through. The context may
 // have ended just before, and its own deadline have been replaced by this one.
 func (p *peer) deadline(timeout time.Duration) error {
@@ -264,9 +276,8 @@ func (p *peer) send(timeout time.Duration, t evidence.FrameType, v any) error {
 	return p.because(evidence.WriteFrame(p.conn, t, payload))
 }
 
-// receive reads frames until one of the wanted type. An agent that was started
-// or connected again greets again; frames that answer an earlier conversation may
-// still lie in the port before the first greeting.
+// receive reads frames until one of the wanted type. An agent that was asked for
+// Hello when it was about to say it says it twice.
 func (p *peer) receive(timeout time.Duration, want evidence.FrameType) ([]byte, error) {
 	if err := p.deadline(timeout); err != nil {
 		return nil, err
@@ -278,7 +289,7 @@ func (p *peer) receive(timeout time.Duration, want evidence.FrameType) ([]byte, 
 			return nil, p.because(err)
 		case t == want:
 			return payload, nil
-		case want == evidence.FrameHello || t == evidence.FrameHello:
+		case t == evidence.FrameHello:
 			continue
 		case t == evidence.FrameError:
 			var f evidence.Failure

@@ -122,9 +122,9 @@ func TestContextThatEndsBeforeADeadline(t *testing.T) {
 	}
 }
 
-// steps is how many frames a challenge is: Hello, Challenge, Evidence, Activate,
-// Activated. Each has a deadline.
-const steps = 5
+// steps is how many deadlines a challenge has: one for the first byte of Hello, and
+// one each for Hello, Challenge, Evidence, Activate and Activated.
+const steps = 6
 
 // refusedDeadline is a connection that refuses the nth deadline only.
 type refusedDeadline struct {

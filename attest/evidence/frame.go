@@ -30,7 +30,7 @@ type FrameType uint8
 // Frame types. A verifier speaks to the guest agent with the first group; the
 // agent speaks to the simulated SVSM with the second.
 const (
-	FrameHello     FrameType = 1 // guest: Hello, first frame of a connection
+	FrameHello     FrameType = 1 // guest: Hello, first frame of a connection; verifier: empty, asks for it
 	FrameChallenge FrameType = 2 // verifier: Challenge
 	FrameEvidence  FrameType = 3 // guest: Evidence
 	FrameActivate  FrameType = 4 // verifier: Activate

@@ -119,9 +119,7 @@ func (u *ui) attestDirect(ctx context.Context, c *cli.Context) (*machine.Outcome
 	if file := c.String("registry"); file != "" {
 		o.Registry = attest.NewFileRegistry(file)
 	}
-	challenge := attest.ChallengeOptions{
-		Binding: c.String("binding"), HelloTimeout: c.Duration("timeout"), StepTimeout: c.Duration("timeout"),
-	}
+	challenge := attest.ChallengeOptions{Binding: c.String("binding"), StepTimeout: c.Duration("timeout")}
 	if golden.PCRs != nil {
 		challenge.PCRBank = golden.PCRs.Bank
 	}
@@ -145,10 +143,11 @@ func (u *ui) attestDirect(ctx context.Context, c *cli.Context) (*machine.Outcome
 
 // challengeAgent connects to an agent and challenges it.
 func challengeAgent(ctx context.Context, address machine.AgentAddress, o attest.ChallengeOptions) (*attest.Session, error) {
-	conn, err := address.Dial(ctx)
+	conn, hello, err := address.Greet(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
+	o.Hello = hello
 	return attest.Challenge(ctx, conn, o)
 }

@@ -4,10 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
+
+	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/evidence"
 )
 
 // An AgentAddress says where a guest agent is reached. Its text form is
@@ -48,9 +54,61 @@ func (a AgentAddress) vsock() (cid, port uint32, err error) {
 	return uint32(c64), uint32(p64), errors.Join(err1, err2)
 }
 
-// Dial connects to the agent. It tries again until ctx ends: what listens there
-// comes with the guest.
-func (a AgentAddress) Dial(ctx context.Context) (net.Conn, error) {
+const (
+	// How long an agent may say nothing before it is connected to anew: at first,
+	// and at most. Each wait is twice the last.
+	silentAfter = 5 * time.Second
+	silentMost  = 30 * time.Second
+
+	// dialAgain is the pause before a new connection where one was closed.
+	dialAgain = 100 * time.Millisecond
+)
+
+// errNoHello ends the wait for an agent over one connection.
+var errNoHello = errors.New("the agent says nothing")
+
+// Greet connects to the agent and waits for its Hello, until ctx ends: what
+// answers there comes with the guest.
+//
+// It connects again where that is what helps. Who accepts may be a forwarder, which
+// hangs up while the agent does not listen. And QEMU may hold back what a guest
+// writes to a virtio-serial port, if it wrote when the last verifier had just left,
+// until another leaves.
+func (a AgentAddress) Greet(ctx context.Context) (net.Conn, *evidence.Hello, error) {
+	for wait := silentAfter; ; {
+		conn, err := a.dial(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		try, cancel := context.WithTimeoutCause(ctx, wait, errNoHello)
+		hello, err := attest.Greet(try, conn)
+		cancel()
+		if err == nil {
+			return conn, hello, nil
+		}
+		err = errors.Join(fmt.Errorf("wait for the guest's agent: %w", err), conn.Close())
+		if ctx.Err() != nil || !worthAgain(err) {
+			return nil, nil, err
+		}
+		if errors.Is(err, errNoHello) {
+			wait = min(2*wait, silentMost)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("%w (last: %w)", context.Cause(ctx), err)
+		case <-time.After(dialAgain):
+		}
+	}
+}
+
+// worthAgain says whether another connection may do what this one did not.
+func worthAgain(err error) bool {
+	return slices.ContainsFunc([]error{errNoHello, io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE},
+		func(e error) bool { return errors.Is(err, e) })
+}
+
+// dial connects to the agent. It tries again until ctx ends.
+func (a AgentAddress) dial(ctx context.Context) (net.Conn, error) {
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
 		conn, err := a.dialOnce(ctx)
 		if err == nil {

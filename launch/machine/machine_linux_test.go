@@ -2,17 +2,20 @@ package machine
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/evidence"
 	"github.com/evtpm/evtpm/launch"
 	"github.com/evtpm/evtpm/launch/launchtest"
 	"github.com/evtpm/evtpm/launch/process"
@@ -91,12 +94,90 @@ func TestAgentDialWaits(t *testing.T) {
 			c.Close()
 		}
 	}()
-	c, err := (AgentAddress{Network: "unix", Address: path}).Dial(t.Context())
+	c, err := (AgentAddress{Network: "unix", Address: path}).dial(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if b, err := io.ReadAll(c); err != nil || string(b) != "x" {
 		t.Errorf("found %q, %v", b, err)
+	}
+}
+
+// agentsAt serves one connection to path after another, as agents in turn.
+func agentsAt(t *testing.T, path string, agents ...func(net.Conn)) {
+	t.Helper()
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for _, agent := range agents {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			agent(c)
+			c.Close()
+		}
+	}()
+}
+
+func TestGreetConnectsAgain(t *testing.T) {
+	t.Parallel()
+	hangUp := func(net.Conn) {}
+	halfway := func(c net.Conn) { io.WriteString(c, "evtp") }
+	// Nothing comes through, whatever is asked, until the other end has closed.
+	silent := func(c net.Conn) { io.Copy(io.Discard, c) }
+	reset := func(c net.Conn) {
+		// What is unread where a socket is closed resets the other end.
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		c.Read(make([]byte, 1))
+	}
+	hello := func(c net.Conn) {
+		evidence.WriteFrame(c, evidence.FrameHello, []byte(`{"agent_version":"test","boot_id":"b","sources":[]}`))
+		io.Copy(io.Discard, c)
+	}
+	address := AgentAddress{Network: "unix", Address: filepath.Join(t.TempDir(), "s")}
+	agentsAt(t, address.Address, hangUp, halfway, reset, silent, hello)
+	conn, h, err := address.Greet(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if h.AgentVersion != "test" {
+		t.Errorf("found %+v", h)
+	}
+	conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection is %v", err)
+	}
+}
+
+func TestGreetGivesUp(t *testing.T) {
+	over := errors.New("over")
+	hangUps := slices.Repeat([]func(net.Conn){func(net.Conn) {}}, 100)
+	for name, c := range map[string]struct {
+		agents []func(net.Conn)
+		want   error
+	}{
+		"another protocol": {[]func(net.Conn){func(c net.Conn) { io.WriteString(c, "SSH-2.0-OpenSSH_9.2p1") }}, evidence.ErrFrame},
+		"hangs up":         {hangUps, over},
+		"says nothing":     {[]func(net.Conn){func(c net.Conn) { io.Copy(io.Discard, c) }}, over},
+		"nobody":           {nil, over},
+	} {
+		t.Run(name, func(t *testing.T) {
+			address := AgentAddress{Network: "unix", Address: filepath.Join(t.TempDir(), "s")}
+			if c.agents != nil {
+				agentsAt(t, address.Address, c.agents...)
+			}
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, over)
+			defer cancel()
+			conn, h, err := address.Greet(ctx)
+			if conn != nil || h != nil || !errors.Is(err, c.want) {
+				t.Errorf("found %v, %v, %v; expected %v", conn, h, err, c.want)
+			}
+		})
 	}
 }
 

@@ -1,7 +1,6 @@
 package machine
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/evtpm/evtpm/attest"
+	"github.com/evtpm/evtpm/attest/evidence"
 	"github.com/evtpm/evtpm/attest/kds"
 	"github.com/evtpm/evtpm/launch"
 )
@@ -40,7 +40,7 @@ func (s *supervisor) firstAttestation(boot context.Context) (*Outcome, error) {
 		return nil, s.failedIn(ctx, PhaseBoot, err)
 	}
 	defer s.endTurn()
-	conn, err := s.agent(ctx)
+	conn, hello, err := s.agentAddress().Greet(ctx)
 	if err != nil {
 		return nil, s.failedIn(ctx, PhaseBoot, err)
 	}
@@ -56,7 +56,7 @@ func (s *supervisor) firstAttestation(boot context.Context) (*Outcome, error) {
 	})
 	ctx, cancel = s.within(boot, time.Duration(t.Attest))
 	defer cancel()
-	session, err := s.challenge(ctx, conn)
+	session, err := s.challenge(ctx, conn, hello)
 	if err != nil {
 		return nil, s.failedIn(ctx, PhaseAttest, err)
 	}
@@ -101,14 +101,14 @@ func (s *supervisor) attestAgain(ctx context.Context) (*Outcome, error) {
 	// After a reset the guest has to boot first.
 	bctx, stop := s.within(ctx, time.Duration(t.Boot))
 	defer stop()
-	conn, err := s.agent(bctx)
+	conn, hello, err := s.agentAddress().Greet(bctx)
 	if err != nil {
 		return nil, s.failedIn(bctx, PhaseBoot, err)
 	}
 	defer conn.Close()
 	actx, stop := s.within(ctx, time.Duration(t.Attest))
 	defer stop()
-	session, err := s.challenge(actx, conn)
+	session, err := s.challenge(actx, conn, hello)
 	if err != nil {
 		return nil, s.failedIn(actx, PhaseAttest, err)
 	}
@@ -119,44 +119,17 @@ func (s *supervisor) attestAgain(ctx context.Context) (*Outcome, error) {
 	return a, nil
 }
 
-// agent connects to the guest's agent and waits for its first byte.
-func (s *supervisor) agent(ctx context.Context) (net.Conn, error) {
-	conn, err := s.agentAddress().Dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-	r := bufio.NewReader(conn)
-	_, err = r.Peek(1)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("wait for the guest's agent: %w", err)
-	}
-	return &peekedConn{Conn: conn, r: r}, nil
-}
-
-// peekedConn is a connection of which some bytes have been looked at.
-type peekedConn struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-func (c *peekedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
-
 // challenge asks for evidence.
-func (s *supervisor) challenge(ctx context.Context, conn net.Conn) (*attest.Session, error) {
+func (s *supervisor) challenge(ctx context.Context, conn net.Conn, hello *evidence.Hello) (*attest.Session, error) {
 	spec := s.plan.Spec
 	// ctx has the deadline, and says what it was.
 	limit := 2 * time.Duration(spec.Timeouts.Attest)
 	return attest.Challenge(ctx, conn, attest.ChallengeOptions{
-		Binding:      spec.VTPM.Binding,
-		PCRBank:      spec.VTPM.PCRBank,
-		PCRs:         spec.Attestation.PCRs,
-		HelloTimeout: limit,
-		StepTimeout:  limit,
+		Binding:     spec.VTPM.Binding,
+		PCRBank:     spec.VTPM.PCRBank,
+		PCRs:        spec.Attestation.PCRs,
+		Hello:       hello,
+		StepTimeout: limit,
 	})
 }
 
