@@ -121,6 +121,7 @@ type outcome struct {
 	code    int
 	reason  string   // wanted: one of them; found: the first
 	reasons []string // all that were found
+	message string   // found: why there is no verdict
 }
 
 // trusted is the outcome of an honest launch.
@@ -132,7 +133,9 @@ func (o outcome) is(want outcome) bool {
 	return o.code == want.code && (want.reason == "" || slices.Contains(o.reasons, want.reason))
 }
 
-func (o outcome) String() string { return fmt.Sprintf("exit %d %v", o.code, o.reasons) }
+func (o outcome) String() string {
+	return strings.TrimSpace(fmt.Sprintf("exit %d %v %s", o.code, o.reasons, o.message))
+}
 
 // document is what evtpm prints with -o json.
 type document struct {
@@ -183,6 +186,7 @@ func (l *lab) runAs(ctx context.Context, program string, args ...string) (outcom
 	}
 	if doc.Error != nil {
 		o.reasons = append(o.reasons, "no verdict: "+doc.Error.Phase)
+		o.message = doc.Error.Message
 		if o.code == 1 {
 			return o, errors.New(doc.Error.Message)
 		}
