@@ -44,9 +44,14 @@ type ChallengeOptions struct {
 // secretSize is the length of a credential's secret.
 const secretSize = 32
 
-// maxStrayFrames bounds the frames of an earlier conversation that are passed
-// over.
-const maxStrayFrames = 8
+const (
+	// maxStrayFrames bounds the frames of an earlier conversation that are passed
+	// over before Hello.
+	maxStrayFrames = 8
+	// maxHellos bounds the Hellos that are passed over after it: one for each time
+	// that it was asked for while the guest booted, which in a day is not as often.
+	maxHellos = 4096
+)
 
 // A Session is a challenge that was made and answered. It is judged by [Verify],
 // once.
@@ -277,12 +282,12 @@ func (p *peer) send(timeout time.Duration, t evidence.FrameType, v any) error {
 }
 
 // receive reads frames until one of the wanted type. An agent that was asked for
-// Hello when it was about to say it says it twice.
+// Hello before it listened says it as often when it does.
 func (p *peer) receive(timeout time.Duration, want evidence.FrameType) ([]byte, error) {
 	if err := p.deadline(timeout); err != nil {
 		return nil, err
 	}
-	for range maxStrayFrames {
+	for range maxHellos {
 		t, payload, err := evidence.ReadFrame(p.conn, 0)
 		switch {
 		case err != nil:
@@ -301,7 +306,7 @@ func (p *peer) receive(timeout time.Duration, want evidence.FrameType) ([]byte, 
 			return nil, fmt.Errorf("%w: found a frame of type %d, expected %d", evidence.ErrFrame, t, want)
 		}
 	}
-	return nil, fmt.Errorf("%w: found %d frames, none of type %d", evidence.ErrFrame, maxStrayFrames, want)
+	return nil, fmt.Errorf("%w: found %d frames, none of type %d", evidence.ErrFrame, maxHellos, want)
 }
 
 func (p *peer) expect(timeout time.Duration, want evidence.FrameType, v any) error {
