@@ -95,10 +95,15 @@ func (a AgentAddress) Greet(ctx context.Context) (net.Conn, *evidence.Hello, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, nil, fmt.Errorf("%w (last: %w)", context.Cause(ctx), err)
+			return nil, nil, ended(ctx, err)
 		case <-time.After(dialAgain):
 		}
 	}
+}
+
+// ended is why ctx ended. What failed last is told, and is not the reason.
+func ended(ctx context.Context, last error) error {
+	return fmt.Errorf("%w (last: %s)", context.Cause(ctx), last.Error())
 }
 
 // worthAgain says whether another connection may do what this one did not.
@@ -119,7 +124,7 @@ func (a AgentAddress) dial(ctx context.Context) (net.Conn, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("connect to the agent at %s: %w (last: %w)", a, context.Cause(ctx), err)
+			return nil, fmt.Errorf("connect to the agent at %s: %w", a, ended(ctx, err))
 		case <-time.After(wait):
 		}
 	}
