@@ -16,7 +16,8 @@ import (
 
 const (
 	// How long an agent that says nothing is waited for before it is asked for
-	// Hello: at first, and at most. Each wait is twice the last.
+	// Hello: at first, and at most. Each wait is ten times the last: every question
+	// of a boot is answered, and the answers take the guest some milliseconds each.
 	askAfter = 50 * time.Millisecond
 	askMost  = 30 * time.Second
 
@@ -51,7 +52,7 @@ func (p *peer) greet(within time.Duration) (*evidence.Hello, error) {
 			if err := p.ask(wait); err != nil {
 				return nil, err
 			}
-			wait = min(2*wait, askMost)
+			wait = min(10*wait, askMost)
 			continue
 		}
 		if err != nil {
