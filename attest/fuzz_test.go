@@ -390,7 +390,7 @@ func FuzzVerify(f *testing.F) {
 // MiB and a second each.
 func TestBoundsOfHostileInput(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes long: not with -short")
+		t.Skip("needs go test without -short: takes long")
 	}
 	table := func() []byte {
 		var entries []CertEntry

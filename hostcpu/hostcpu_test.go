@@ -14,12 +14,12 @@ import (
 func TestSignature(t *testing.T) {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
-		t.Skipf("no /proc/cpuinfo to compare with: %v", err)
+		t.Skipf("needs /proc/cpuinfo to compare with: %v", err)
 	}
 	field := func(name string) string {
 		m := regexp.MustCompile(`(?m)^` + name + `\s*: (.*)$`).FindSubmatch(info)
 		if m == nil {
-			t.Skipf("/proc/cpuinfo has no %q", name)
+			t.Skipf("needs %q in /proc/cpuinfo", name)
 		}
 		return string(m[1])
 	}

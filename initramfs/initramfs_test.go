@@ -255,10 +255,10 @@ func TestFromDescriptor(t *testing.T) {
 	}
 	name := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
 	if os.Remove(f.Name()) != nil {
-		t.Skip("an open file keeps its name here")
+		t.Skip("needs a system where an open file can be removed")
 	}
 	if _, err := os.Stat(name); err != nil {
-		t.Skipf("descriptors have no names here: %v", err)
+		t.Skipf("needs /proc/self/fd: %v", err)
 	}
 	if files, err := FromDisk(name, "/init"); err != nil || len(files) != 1 || string(files[0].Data) != "x" {
 		t.Errorf("found %v and error %v", files, err)
@@ -271,7 +271,7 @@ func TestFromDiskRefuses(t *testing.T) {
 	socket := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(socket, "s"))
 	if err != nil {
-		t.Skipf("no sockets in folders: %v", err)
+		t.Skipf("needs unix sockets: %v", err)
 	}
 	defer l.Close()
 
@@ -283,7 +283,7 @@ func TestFromDiskRefuses(t *testing.T) {
 	}
 	defer root.Close()
 	if err := root.MkdirAll(strings.Repeat(strings.Repeat("d", 200)+"/", 30), 0o700); err != nil {
-		t.Skipf("no deep folders: %v", err)
+		t.Skipf("needs a file system with paths of 6000 bytes: %v", err)
 	}
 
 	for dir, want := range map[string]string{socket: "expected a regular file", deep: "file name too long"} {

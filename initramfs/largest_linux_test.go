@@ -13,12 +13,12 @@ import (
 // takes no memory as long as nobody reads it.
 func TestLargest(t *testing.T) {
 	if strconv.IntSize < 64 {
-		t.Skip("no file is so large here")
+		t.Skip("needs a system of 64 bits: no file has 4 GiB here")
 	}
 	size := uint64(math.MaxUint32) + 1
 	data, err := syscall.Mmap(-1, 0, int(size), syscall.PROT_NONE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
 	if err != nil {
-		t.Skipf("no address space: %v", err)
+		t.Skipf("needs 4 GiB of address space: %v", err)
 	}
 	defer syscall.Munmap(data)
 	if err := check(File{Path: "/p", Data: data[:size-1]}); err != nil {

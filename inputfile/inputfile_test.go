@@ -46,7 +46,7 @@ func TestNotAllowed(t *testing.T) {
 		f.Close()
 		path = "/proc/sys/vm/compact_memory" // for writing alone, whoever asks
 		if _, err := os.Stat(path); err != nil {
-			t.Skip("no file that root may not read")
+			t.Skip("needs /proc/sys/vm/compact_memory, a file that root may not read, or a user who is not root")
 		}
 	}
 	if _, _, err := Open(path, 1); !errors.Is(err, fs.ErrPermission) {
@@ -118,12 +118,12 @@ func TestI01Kinds(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := f.Truncate(1 << 40); err != nil {
-		t.Skipf("file system without sparse files: %v", err)
+		t.Skipf("needs a file system with sparse files: %v", err)
 	}
 	f.Close()
 	loop := filepath.Join(dir, "loop")
 	if err := os.Symlink(loop, loop); err != nil {
-		t.Skipf("file system without symbolic links: %v", err)
+		t.Skipf("needs a file system with symbolic links: %v", err)
 	}
 	cases := map[string]string{dir: "directory", sparse: "at most", loop: "", filepath.Join(dir, "absent"): "no such file", "": ""}
 	for path, want := range specialFiles(t, dir) {

@@ -85,7 +85,7 @@ func TestInputCancelled(t *testing.T) {
 func openFiles(t *testing.T) int {
 	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Skip("descriptors are counted in /proc/self/fd")
+		t.Skip("needs /proc/self/fd, where descriptors are counted")
 	}
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

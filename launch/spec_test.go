@@ -858,7 +858,7 @@ func TestSpecNoFieldForgotten(t *testing.T) {
 // TestC12Owner: who could have written the spec decides whether it is read.
 func TestC12Owner(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("files have no mode here")
+		t.Skip("needs files with owners and modes: Windows has none")
 	}
 	path := filepath.Join(t.TempDir(), "a.yaml")
 	if err := os.WriteFile(path, []byte(launchtest.Demo), 0o600); err != nil {

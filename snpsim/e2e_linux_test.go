@@ -86,7 +86,7 @@ func readFirmware(t testing.TB, path string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {
-		t.Skipf("firmware: %v", err)
+		t.Skipf("needs a firmware: %v; scripts/setup test brings it", err)
 	}
 	return data
 }
@@ -409,7 +409,7 @@ func bootAgent(t testing.TB) []byte {
 func TestE2EFirstAttestation(t *testing.T) {
 	image := readFirmware(t, debianOVMF)
 	if _, err := os.Stat(kernelPath); err != nil {
-		t.Skipf("kernel: %v; scripts/setup test brings it", err)
+		t.Skipf("needs a kernel: %v; scripts/setup test brings it", err)
 	}
 	initrd := filepath.Join(t.TempDir(), "initrd")
 	if err := os.WriteFile(initrd, bootAgent(t), 0o600); err != nil {

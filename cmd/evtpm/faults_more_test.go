@@ -258,7 +258,7 @@ func TestFaultL18_DiskFull(t *testing.T) {
 	need(t, "swtpm", "unshare", "mount")
 	if err := exec.Command("unshare", "-m", "true").Run(); err != nil {
 		if err := exec.Command("unshare", "-Urm", "true").Run(); err != nil {
-			t.Skip("this system lets nobody mount a small file system: unshare fails")
+			t.Skip("needs unshare, to mount a small file system: it fails here")
 		}
 	}
 	isolate := "-m"

@@ -502,7 +502,7 @@ func TestBatchLinks(t *testing.T) {
 	line := "verify --batch many --golden golden.json --trust-sim " + at
 	link := func(to, name string) {
 		if err := os.Symlink(to, b.path(name)); err != nil {
-			t.Skipf("file system without symbolic links: %v", err)
+			t.Skipf("needs a file system with symbolic links: %v", err)
 		}
 	}
 	link(b.path("evidence.json"), "many/link")
@@ -521,7 +521,7 @@ func TestBatchNames(t *testing.T) {
 	b := newBench(t)
 	b.write("many/a", nil)
 	if err := os.Rename(b.path("many/a"), b.path("many")+"/a\x1b[2J\nb\ttrusted"); err != nil {
-		t.Skipf("file system without such names: %v", err)
+		t.Skipf("needs a file system with line feeds in names: %v", err)
 	}
 	stdout, _, code := b.run("verify --batch many --golden golden.json --trust-sim " + at)
 	if code != 1 || strings.Count(stdout, "\n") != 1 || strings.Count(stdout, "\t") != 1 || strings.Contains(stdout, "\x1b") {

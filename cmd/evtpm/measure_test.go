@@ -248,7 +248,7 @@ func TestNullDevice(t *testing.T) {
 // directory.
 func TestFromProcess(t *testing.T) {
 	if _, err := os.Stat("/proc/self/cmdline"); err != nil {
-		t.Skip("this system has no /proc")
+		t.Skip("needs /proc/self/cmdline")
 	}
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "fw.fd"), ovmftest.Build(ovmftest.AmdSev()), 0o600); err != nil {

@@ -15,7 +15,7 @@ import (
 func TestProgress(t *testing.T) {
 	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skipf("no terminals of our own: %v", err)
+		t.Skipf("needs pseudo-terminals: %v", err)
 	}
 	defer terminal.Close()
 	n, err1 := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPTN)

@@ -14,7 +14,7 @@ func sleeper(t *testing.T) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("sleep", "60")
 	if err := cmd.Start(); err != nil {
-		t.Skipf("sleep does not start: %v", err)
+		t.Fatalf("sleep does not start: %v", err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	return cmd
@@ -65,7 +65,7 @@ func TestSpawnerChildrenDieWithIt(t *testing.T) {
 	for i := range spawners {
 		spawners[i], children[i] = NewSpawner(), exec.Command("sleep", "60")
 		if err := spawners[i].Start(children[i]); err != nil {
-			t.Skipf("sleep does not start: %v", err)
+			t.Fatalf("sleep does not start: %v", err)
 		}
 		t.Cleanup(func() { children[i].Process.Kill() })
 		pid := children[i].Process.Pid
